@@ -1,0 +1,1523 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# dependencies = [
+#     "requests>=2.25.1",
+#     "python-dateutil>=2.8.1",
+# ]
+# ///
+"""Bill the usage that a Rafay partner's tenants metered: hours x price, as two CSV files.
+
+Data flows one way through this file: settings -> price book -> organizations -> usage ->
+lines -> files -> summary. README.md is the manual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import decimal
+import io
+import itertools
+import json
+import os
+import queue
+import random
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from dateutil.parser import isoparse
+
+__version__ = "1.0.0"
+
+KINDS = ("compute", "service")
+USAGE_PATH = "/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{kind}/usage"
+ORGANIZATIONS_PATH = "/auth/v1/organizations"
+PAGE_SIZE = 400  # what Rafay's own API collection asks for
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0  # of silence; Rafay's recorded example took 2.7 s
+ATTEMPTS = 6
+BACKOFF_SECONDS = 0.5  # before the second attempt, doubled before each further one
+RETRY_AFTER_SECONDS = 30.0  # the longest that a Retry-After is obeyed
+REQUEST_SECONDS = 900.0  # for one request with all its attempts, whatever the server does
+MAX_REDIRECTS = 5
+MAX_ANSWER_BYTES = 64 * 2**20
+MAX_PAGES = 10_000  # of one list
+
+MAX_INSTANCE_HOURS = Decimal(10**6)  # a century: a defect, not usage
+MAX_QUANTITY_HOURS = Decimal(10**15)  # bytes are metered as quantities, too
+
+MAX_PROBLEMS = 20  # shown of one price book
+
+MINOR_UNITS = {  # ISO 4217: how many decimals an amount in the currency has
+    code: digits
+    for digits, codes in (
+        (0, "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"),
+        (
+            2,
+            "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BOV BRL BSD BTN BWP BYN "
+            "BZD CAD CDF CHE CHF CHW CNY COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD "
+            "FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF IDR ILS INR IRR JMD KES KGS KHR KPW "
+            "KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR "
+            "MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG "
+            "SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD "
+            "USN UYU UZS VED VES WST XAD XCD XCG YER ZAR ZMW ZWG",
+        ),
+        (3, "BHD IQD JOD KWD LYD OMR TND"),
+        (4, "CLF UYW"),
+    )
+    for code in codes.split()
+}
+
+# Money is never rounded but where `billing_amount` says so: more digits than any file holds.
+EXACT = decimal.Context(prec=1_000_000, rounding=decimal.ROUND_HALF_UP)
+ZERO_HOURS = Decimal("0.00")
+
+T = TypeVar("T")
+
+
+class Failure(Exception):
+    """The run ends with this exit status; each problem becomes one line on stderr."""
+
+    status = 1
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+
+class SettingsError(Failure):
+    """Settings, flags or price book are wrong: nothing was asked, nothing written."""
+
+    status = 2
+
+
+class ApiError(Failure):
+    """The API could not be had, or its answer cannot be billed."""
+
+
+class OutputError(Failure):
+    """The files could not be written."""
+
+
+class Transient(Exception):
+    """An attempt failed in a way that another one may not."""
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM came before the files were published."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+class Period(NamedTuple):
+    """What is billed: aware UTC instants, the start included, the end not."""
+
+    start: datetime
+    end: datetime
+
+    @property
+    def hours(self) -> Decimal:
+        """The length in hours."""
+        return Decimal(int((self.end - self.start).total_seconds())) / 3600
+
+
+class Organization(NamedTuple):
+    """A tenant, as listed."""
+
+    id: str
+    name: str
+
+    @property
+    def key(self) -> str:
+        """What makes two rows of a list the same organization."""
+        return self.id
+
+
+class Record(NamedTuple):
+    """The metered usage of one instance: `hours` are hours, the rest is text as metered."""
+
+    organization_id: str
+    project: str
+    profile: str
+    instance: str
+    instance_id: str
+    status: str
+    created_at: str
+    parameters: str
+    hours: Decimal
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes two rows of a list the same instance."""
+        return self.organization_id, self.instance_id
+
+
+class Line(NamedTuple):
+    """A line of the bill: its fields are the columns of both files, in their order."""
+
+    organization: str
+    organization_id: str
+    project: str
+    profile_type: str
+    profile: str
+    instance: str
+    instance_id: str
+    status: str
+    created_at: str
+    parameters: str
+    period_start: str
+    period_end: str
+    usage_hours: Decimal
+    billing_rate: Decimal | None
+    billing_amount: Decimal | None
+    currency: str
+
+
+# Settings
+
+
+class Setting(NamedTuple):
+    """A variable of the environment, and the flag of the same meaning if there is one."""
+
+    variable: str
+    flag: str
+    default: str
+    meaning: str
+
+
+REQUIRED = "required"
+SETTINGS = (
+    Setting(
+        "RAFAY_CONSOLE_URL",
+        "",
+        REQUIRED,
+        "the Console, such as rafay.acme.com, host:port or https://rafay.acme.com/",
+    ),
+    Setting("RAFAY_DEFAULT_API_KEY", "", REQUIRED, "the API key that reads usage"),
+    Setting("PARTNER_API_KEY", "", REQUIRED, "the API key that lists organizations"),
+    Setting(
+        "RAFAY_OPS_CONSOLE_URL",
+        "",
+        "RAFAY_CONSOLE_URL",
+        "the Ops Console, where organizations are listed, if it is another host",
+    ),
+    Setting("DAYS", "--days", "30", "bill the last so many days, up to now: 1 to 3650"),
+    Setting("CURRENCY", "--currency", "USD", "ISO 4217 code of every amount"),
+    Setting("PRICING_FILE", "--pricing", "pricing.csv beside the script", "the price book"),
+    Setting("OUTPUT_DIR", "--output-dir", "the working directory", "where the two files go"),
+    Setting("WORKERS", "", "8", "requests in flight at once: 1 to 32"),
+)
+EXIT_STATUSES = (
+    ("0", "both files written, all usage priced"),
+    ("1", "failed (network, API, disk): no file written"),
+    ("2", "settings, flags or price book wrong: nothing asked, nothing written"),
+    ("3", "both files written, but usage above 0 hours has no price"),
+    ("130, 143", "interrupted, terminated: no file written"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is told, checked; the repr hides the keys."""
+
+    console_url: str
+    ops_console_url: str
+    default_api_key: str = field(repr=False)
+    partner_api_key: str = field(repr=False)
+    days: int
+    currency: str
+    pricing_file: Path
+    output_dir: Path
+    workers: int
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags whose errors are reported like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise SettingsError instead of printing the usage and exiting."""
+        raise SettingsError(f"{message}; --help lists the flags")
+
+
+def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; raises SettingsError, or SystemExit after --help and --version."""
+    rows = [(s.variable, f"{s.meaning} (default: {s.default})") for s in SETTINGS]
+    parser = Parser(
+        prog="ncp_metrics",
+        description="Bill the usage metered by a Rafay partner: hours x price, as two CSV files.",
+        epilog="environment (a flag of the same meaning wins; blank counts as unset):\n"
+        + "".join(f"  {name:<22} {text}\n" for name, text in rows).replace("default: req", "req")
+        + "\nexit status:\n"
+        + "".join(f"  {status:<9} {meaning}\n" for status, meaning in EXIT_STATUSES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for setting in SETTINGS:
+        if setting.flag:
+            parser.add_argument(
+                setting.flag,
+                dest=setting.variable,
+                metavar=setting.variable,
+                help=f"{setting.meaning} (default: {setting.default})",
+            )
+    parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser.parse_args(argv)
+
+
+def read_settings(
+    flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[Settings, list[str]]:
+    """Return the settings, and all that is wrong with them (a stand-in takes a wrong one's place)."""
+    problems: list[str] = []
+    meanings = {setting.variable: setting for setting in SETTINGS}
+
+    def read(variable: str, check: Callable[[str], T], default: T) -> T:
+        setting = meanings[variable]
+        flag = (flags.get(variable) or "").strip()
+        text = flag or environ.get(variable, "").strip()
+        if not text:
+            if setting.default == REQUIRED:
+                problems.append(f"{variable} is not set: it is {setting.meaning}")
+            return default
+        try:
+            return check(text)
+        except ValueError as error:
+            problems.append(f"{setting.flag if flag else variable}: {error}")
+            return default
+
+    console_url = read("RAFAY_CONSOLE_URL", check_console_url, "")
+    settings = Settings(
+        console_url=console_url,
+        ops_console_url=read("RAFAY_OPS_CONSOLE_URL", check_console_url, console_url),
+        default_api_key=read("RAFAY_DEFAULT_API_KEY", check_api_key, ""),
+        partner_api_key=read("PARTNER_API_KEY", check_api_key, ""),
+        days=read("DAYS", whole_number(1, 3650), 30),
+        currency=read("CURRENCY", check_currency, "USD"),
+        pricing_file=read("PRICING_FILE", Path, Path(__file__).with_name("pricing.csv")),
+        output_dir=read("OUTPUT_DIR", Path, Path()),
+        workers=read("WORKERS", whole_number(1, 32), 8),
+    )
+    if not settings.output_dir.is_dir():
+        problems.append(
+            f"OUTPUT_DIR: {settings.output_dir} is not a directory: create it, or name another"
+        )
+    elif not os.access(settings.output_dir, os.W_OK | os.X_OK):
+        problems.append(f"OUTPUT_DIR: {settings.output_dir} cannot be written to")
+    return settings, problems
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def check_console_url(text: str) -> str:
+    """Return a Console's URL without a trailing slash; raises ValueError.
+
+    The text never gets into the message: it may hold a password.
+    """
+    scheme, separator, rest = text.partition("://")
+    scheme, rest = (scheme.lower(), rest) if separator else ("https", text)
+    if scheme not in ("https", "http"):
+        raise ValueError("begins with another scheme than https://")
+    if "@" in rest:
+        raise ValueError("holds a user name or password: name the host only")
+    label = "[A-Za-z0-9_-]{1,63}"
+    if not re.fullmatch(rf"({label}(\.{label})*|\[[0-9A-Fa-f:.]+\])(:[0-9]{{1,5}})?/?", rest):
+        raise ValueError("is not a host, such as rafay.acme.com, host:port or https://host/")
+    try:
+        url = urlsplit(f"{scheme}://{rest.rstrip('/')}")
+        host, port = url.hostname or "", url.port
+    except ValueError:
+        raise ValueError("has an impossible address or port") from None
+    if port == 0:
+        raise ValueError("has an impossible address or port")
+    if scheme == "http" and not is_loopback(host):
+        raise ValueError("is http:// and would send the API key in clear: use https://")
+    return url.geturl()
+
+
+def check_api_key(text: str) -> str:
+    """Return the API key; raises ValueError, which does not show it."""
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("holds a space, a line break or another character that no API key has")
+    return text
+
+
+def check_currency(text: str) -> str:
+    """Return the ISO 4217 code; raises ValueError."""
+    if text not in MINOR_UNITS:
+        raise ValueError(f"{text!r} is not an ISO 4217 currency code, such as USD")
+    return text
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """Return a check for a whole number, both bounds included; it raises ValueError."""
+
+    def check(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return check
+
+
+def last_days(days: int, now: datetime) -> Period:
+    """Return the last so many days up to now, in whole seconds."""
+    end = now.astimezone(timezone.utc).replace(microsecond=0)
+    return Period(end - timedelta(days=days), end)
+
+
+# Price book
+
+
+PriceBook = dict[str, Decimal]
+"""Hourly rate, in currency units, by profile."""
+
+REQUIRED_COLUMNS = ("profile", "hourly_rate")
+OPTIONAL_COLUMNS = ("currency", "description")
+
+
+def read_price_book(path: Path, currency: str) -> tuple[PriceBook, list[str]]:
+    """Return the price book, and all that is wrong with it, by file and line."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        return {}, [f"{path}: {error.strerror or error}: PRICING_FILE or --pricing names the book"]
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return {}, [f"{path}: line {line}: not UTF-8: save it as CSV UTF-8"]
+    book: PriceBook = {}
+    lines: dict[str, int] = {}
+    problems: list[str] = []
+    columns: list[str] = []
+    for number, row in price_rows(text):
+        try:
+            if isinstance(row, csv.Error):
+                raise ValueError(f"not CSV: {row}")
+            if not columns:
+                columns = check_columns(row)
+                continue
+            profile, rate = check_price(columns, row, currency)
+            if profile in book:
+                raise ValueError(f"{profile!r} has a price in line {lines[profile]} already")
+            book[profile], lines[profile] = rate, number
+        except ValueError as error:
+            problems.append(f"{path}: line {number}: {error}")
+            if not columns:
+                break
+    if not columns and not problems:
+        problems.append(f"{path}: is empty: it needs a header, profile,hourly_rate, and prices")
+    if len(problems) > MAX_PROBLEMS:
+        more = len(problems) - MAX_PROBLEMS
+        problems[MAX_PROBLEMS:] = [f"{path}: and {more} more lines are wrong"]
+    return book, problems
+
+
+def price_rows(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Yield line number and cells of each line that is neither blank nor a comment."""
+    # Line by line: no cell may hold a line break, and a stray quote must not swallow a price.
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            cells = next(csv.reader([line], strict=True))
+        except csv.Error as error:
+            yield number, error
+        else:
+            if any(cell.strip() for cell in cells):  # a spreadsheet's blank line is ",,"
+                yield number, cells
+
+
+def check_columns(header: list[str]) -> list[str]:
+    """Return the column names; raises ValueError."""
+    columns = [name.strip() for name in header]
+    known = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
+    for name in columns:
+        if name not in known:
+            raise ValueError(f"unknown column {name!r}: known are {', '.join(known)}, with commas")
+        if columns.count(name) > 1:
+            raise ValueError(f"column {name!r} stands there twice")
+    for name in REQUIRED_COLUMNS:
+        if name not in columns:
+            raise ValueError(f"column {name!r} is missing")
+    return columns
+
+
+def check_price(columns: list[str], row: list[str], currency: str) -> tuple[str, Decimal]:
+    """Return profile and hourly rate of a line of the price book; raises ValueError."""
+    if len(row) != len(columns):
+        raise ValueError(f"{len(row)} cells, but the header has {len(columns)}")
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(row)):
+        raise ValueError("holds a tab or another control character")
+    cells = dict(zip(columns, (cell.strip() for cell in row)))
+    for name in columns:
+        if not cells[name] and name != "description":
+            raise ValueError(f"{name} is missing")
+    rate = cells["hourly_rate"]
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", rate):
+        raise ValueError(f"hourly_rate {rate!r} is not a plain decimal such as 2.50")
+    if cells.get("currency", currency) != currency:
+        raise ValueError(f"currency {cells['currency']!r} is not CURRENCY, {currency}")
+    return cells["profile"], Decimal(rate)
+
+
+# Answers of the API
+
+
+class Listing(NamedTuple):
+    """One list of the API: organizations, or usage of a kind, of one tenant or of the partner."""
+
+    kind: str
+    period: Period | None = None
+    organization: Organization | None = None
+
+    @property
+    def path(self) -> str:
+        """The path of its URL."""
+        return USAGE_PATH.format(kind=self.kind) if self.period else ORGANIZATIONS_PATH
+
+    def __str__(self) -> str:
+        """Name it for a person."""
+        if not self.period:
+            return f"organizations ({self.path})"
+        whose = name_organization(self.organization) if self.organization else "the whole partner"
+        return f"{self.kind} usage of {whose} ({self.path})"
+
+
+class PageRequest(NamedTuple):
+    """A page of a list: `limit` rows from `offset` on."""
+
+    listing: Listing
+    offset: int
+    limit: int
+
+
+class Page(NamedTuple):
+    """The rows of one answer, and its `count`, whatever that counts."""
+
+    rows: list[Organization] | list[Record]
+    counted: int | None
+
+
+def name_organization(organization: Organization) -> str:
+    """Name an organization for a person."""
+    return f"{organization.name} ({organization.id})"
+
+
+def parse_page(request: PageRequest, answer: Any) -> Page:
+    """Check one decoded answer; raises ApiError."""
+    if not isinstance(answer, dict):
+        raise ApiError("the answer is not a JSON object")
+    count = answer.get("count")
+    if count is not None and (type(count) is not int or count < 0):
+        raise ApiError(f"the answer's count is not a whole number: {show(count)}")
+    parse = parse_usage if request.listing.period else parse_organizations
+    rows = parse(request, answer)
+    if count is not None and count < len(rows):
+        raise ApiError(f"the answer counts {count} but lists {len(rows)}")
+    return Page(rows, count)
+
+
+def parse_organizations(request: PageRequest, answer: dict[str, Any]) -> list[Organization]:
+    """Return the organizations of an answer; raises ApiError."""
+    rows = answer.get("results", answer.get("items"))
+    if rows is None and request.offset and answer.get("count") is not None:
+        rows = []  # beyond the last page
+    if not isinstance(rows, list):
+        raise ApiError("the answer has no list, neither results nor items")
+    organizations = []
+    for row in rows:
+        if not isinstance(row, dict):
+            raise ApiError("an organization is not a JSON object")
+        for name in ("id", "name"):
+            if not isinstance(row.get(name), str) or not row[name].strip():
+                raise ApiError(f"an organization has no usable {name}: {show(row)}")
+        organizations.append(Organization(row["id"], row["name"]))
+    return organizations
+
+
+def parse_usage(request: PageRequest, answer: dict[str, Any]) -> list[Record]:
+    """Return the records of an answer; raises ApiError."""
+    listing = request.listing
+    assert listing.period
+    if answer.get("kind") not in (None, listing.kind):
+        raise ApiError(f"the answer is of kind {show(answer['kind'])}")
+    for name, instant in zip(("range_from", "range_to"), listing.period):
+        if answer.get(name) is not None and parse_instant(answer[name]) != instant:
+            asked = format_instant(instant)
+            raise ApiError(f"the answer's {name} is {show(answer[name])}, asked was {asked}")
+    rows = answer.get("instance_usage_data")
+    if rows is None:  # how some Go encoders write an empty list
+        rows = []
+    if not isinstance(rows, list):
+        raise ApiError("the answer's instance_usage_data is not a list")
+    if not rows and not (answer.get("kind") and answer.get("range_from")):
+        raise ApiError("the answer is no usage: it has neither records nor kind and range_from")
+    if not rows and answer.get("count") and not request.offset:
+        raise ApiError(f"the answer counts {answer['count']} records but lists none")
+    records = [parse_record(row) for row in rows]
+    if listing.organization:
+        for record in records:
+            if record.organization_id != listing.organization.id:
+                raise ApiError(
+                    f"the answer holds instance {record.instance_id} of organization "
+                    f"{record.organization_id}: the filter by organization was ignored"
+                )
+    return records
+
+
+def parse_record(row: Any) -> Record:
+    """Check one usage record; raises ApiError that names the instance."""
+    if not isinstance(row, dict):
+        raise ApiError("a usage record is not a JSON object")
+    try:
+        return Record(
+            organization_id=text_of(row, "instance_organization_id", required=True),
+            project=text_of(row, "instance_project_name"),
+            profile=text_of(row, "profile_name", required=True),
+            instance=text_of(row, "instance_name"),
+            instance_id=text_of(row, "instance_id", required=True),
+            status=status_of(row),
+            created_at=created_at_of(row),
+            parameters=parameters_of(row.get("parameters")),
+            hours=metered_hours(row, MAX_INSTANCE_HOURS),
+        )
+    except ApiError as error:
+        names = " ".join(str(row.get(key)) for key in ("instance_name", "instance_id"))
+        raise ApiError(f"instance {cut_short(names)}: {error}") from None
+
+
+def text_of(row: dict[str, Any], name: str, required: bool = False) -> str:
+    """Return a text field, blank if it is absent or null; raises ApiError."""
+    value = row.get(name)
+    if value is None:
+        value = ""
+    if type(value) is not str:
+        raise ApiError(f"{name} is not text: {show(value)}")
+    if required and not value.strip():
+        raise ApiError(f"{name} is missing")
+    return value
+
+
+def status_of(row: dict[str, Any]) -> str:
+    """Return the status that the API gives; nothing is guessed."""
+    deleted_at = text_of(row, "deleted_at")
+    # Go writes a time that was never set as year 1.
+    deleted = "deleted" if deleted_at and not deleted_at.startswith("0001-") else ""
+    return text_of(row, "status") or deleted
+
+
+def created_at_of(row: dict[str, Any]) -> str:
+    """Return when the instance was made, as ISO 8601 UTC, or blank; raises ApiError."""
+    text = text_of(row, "created_at").strip()
+    return format_instant(parse_instant(text)) if text else ""
+
+
+def parameters_of(parameters: Any) -> str:
+    """Return `GPU=1; storage_size=1200.00h`: labels as value, quantities as metered.
+
+    Raises ApiError.
+    """
+    if parameters is None:
+        return ""
+    if not isinstance(parameters, list):
+        raise ApiError(f"parameters is not a list: {show(parameters)}")
+    texts = []
+    for parameter in parameters:
+        if not isinstance(parameter, dict):
+            raise ApiError("a parameter is not a JSON object")
+        name = text_of(parameter, "name", required=True)
+        # Some Go encoders leave a false out.
+        is_label = parameter.get("is_label")
+        if is_label is not None and type(is_label) is not bool:
+            raise ApiError(f"parameter {name}: is_label is not true or false")
+        if is_label:
+            texts.append(f"{name}={text_of(parameter, 'label_value')}")
+        else:
+            try:
+                quantity = metered_hours(parameter, MAX_QUANTITY_HOURS)
+            except ApiError as error:
+                raise ApiError(f"parameter {name}: {error}") from None
+            texts.append(f"{name}={plain(quantity)}h")
+    return "; ".join(texts)
+
+
+def metered_hours(row: dict[str, Any], most: Decimal) -> Decimal:
+    """Return the metered hours: `usage`, else `raw_usage` rounded half up to 0.01.
+
+    `usage` is decimal hours with a scale of 2, the unit that Rafay documents for billing; at
+    least two decimals are returned.
+    Raises ApiError.
+    """
+    usage, raw_usage = text_of(row, "usage").strip(), row.get("raw_usage")
+    if raw_usage is not None and type(raw_usage) not in (int, Decimal):
+        raise ApiError(f"raw_usage is not a number: {show(raw_usage)}")
+    if usage:
+        if not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?h", usage):
+            raise ApiError(f"usage is not hours such as 20.59h: {show(usage)}")
+        hours = Decimal(usage[:-1])
+    elif raw_usage is not None:
+        hours = Decimal(raw_usage)
+    else:
+        raise ApiError("usage and raw_usage are both missing")
+    if hours < 0:
+        raise ApiError(f"negative hours: {cut_short(usage or str(raw_usage))}")
+    if hours > most:
+        raise ApiError(f"absurd hours: {cut_short(usage or str(raw_usage))}")
+    return EXACT.add(hours, ZERO_HOURS) if usage else EXACT.quantize(hours, ZERO_HOURS)
+
+
+def parse_instant(text: Any) -> datetime:
+    """Return an ISO 8601 time, UTC unless it has an offset, as aware UTC; raises ApiError."""
+    try:
+        instant = isoparse(text)
+        if instant.tzinfo is None:
+            instant = instant.replace(tzinfo=timezone.utc)
+        return instant.astimezone(timezone.utc)
+    except (TypeError, ValueError, OverflowError):
+        raise ApiError(f"not an ISO 8601 time: {show(text)}") from None
+
+
+def format_instant(instant: datetime) -> str:
+    """Return an aware UTC time as `2026-06-01T00:00:00Z`."""
+    return instant.replace(tzinfo=None, microsecond=0).isoformat() + "Z"
+
+
+def show(value: object) -> str:
+    """Return a value of an answer for a message."""
+    return cut_short(repr(value))
+
+
+def cut_short(text: str, most: int = 200) -> str:
+    """Return a text that is not too long for a message."""
+    return text if len(text) <= most else text[:most] + "..."
+
+
+# Requests
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a list is asked for, and with which key."""
+
+    url: str
+    url_variable: str
+    key_header: str
+    key: str = field(repr=False)
+    key_variable: str
+
+
+class Client:
+    """The one place that makes requests: time-outs, retries, redirects, errors."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.stopping = threading.Event()
+        self.usage = Endpoint(
+            settings.console_url,
+            "RAFAY_CONSOLE_URL",
+            "x-api-key",
+            settings.default_api_key,
+            "RAFAY_DEFAULT_API_KEY",
+        )
+        self.organizations = Endpoint(
+            settings.ops_console_url,
+            "RAFAY_OPS_CONSOLE_URL"
+            if settings.ops_console_url != settings.console_url
+            else "RAFAY_CONSOLE_URL",
+            "X-RAFAY-API-KEYID",
+            settings.partner_api_key,
+            "PARTNER_API_KEY",
+        )
+
+    def get_page(self, session: requests.Session, request: PageRequest) -> Page:
+        """Return one page, after up to ATTEMPTS requests; raises ApiError."""
+        listing = request.listing
+        query = {"limit": str(request.limit), "offset": str(request.offset)}
+        if listing.period:
+            query["range_from"] = format_instant(listing.period.start)
+            query["range_to"] = format_instant(listing.period.end)
+        if listing.organization:
+            query["instance_organization_id"] = listing.organization.id
+        endpoint = self.usage if listing.period else self.organizations
+        for attempt in itertools.count(1):
+            try:
+                return parse_page(request, self._get(session, endpoint, listing.path, query))
+            except ApiError as error:
+                raise ApiError(f"{listing}: {error}") from None
+            except Transient as error:
+                if attempt == ATTEMPTS or self.stopping.is_set():
+                    raise ApiError(
+                        f"{listing}: {error}; gave up after {attempt} attempts"
+                    ) from None
+                self.stopping.wait(back_off(attempt, error.retry_after))
+        raise AssertionError("unreachable")
+
+    def _get(
+        self, session: requests.Session, endpoint: Endpoint, path: str, query: dict[str, str]
+    ) -> Any:
+        """Make one request, following redirects on the same host; return the decoded JSON."""
+        url = endpoint.url + path
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                with self._send(session, endpoint, url, query) as response:
+                    body = read_body(response)
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                raise explain_failure(error, endpoint) from None
+            if "location" not in response.headers or not 300 <= response.status_code < 400:
+                self._check_status(response, body, endpoint)
+                return decode_body(body)
+            url, query = redirect_target(response, endpoint), {}
+        raise ApiError(f"more than {MAX_REDIRECTS} redirects")
+
+    def _send(
+        self, session: requests.Session, endpoint: Endpoint, url: str, query: dict[str, str]
+    ) -> requests.Response:
+        def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            request.headers[endpoint.key_header] = endpoint.key
+            return request
+
+        # No proxy in front of this machine itself: over http it would be sent the key in clear.
+        local = is_loopback(urlsplit(url).hostname or "")
+        return session.get(
+            url,
+            params=query,
+            auth=sign,  # an explicit auth, so that requests does not look into ~/.netrc
+            proxies={"http": "", "https": "", "all": ""} if local else None,
+            timeout=(CONNECT_SECONDS, READ_SECONDS),
+            allow_redirects=False,
+            stream=True,
+        )
+
+    def _check_status(self, response: requests.Response, body: bytes, endpoint: Endpoint) -> None:
+        """Raise Transient or ApiError unless the status is 200."""
+        status = response.status_code
+        if status == 200:
+            return
+        said = body.decode("utf-8", "replace").strip()
+        for key in (self.usage.key, self.organizations.key):
+            said = said.replace(key, "[API key]")
+        reason = f"HTTP {status}" + (f", {cut_short(' '.join(said.split()))}" if said else "")
+        if status == 429 or status >= 500:
+            raise Transient(reason, parse_retry_after(response.headers.get("Retry-After")))
+        if status in (401, 403):
+            reason += f": {endpoint.key_variable} was refused: is it the right, valid key?"
+        elif status == 404:
+            reason += f": does {endpoint.url_variable} name the right host?"
+        raise ApiError(reason)
+
+
+def read_body(response: requests.Response) -> bytes:
+    """Return the whole decompressed body; raises ApiError if it is larger than any answer is."""
+    body = bytearray()
+    for chunk in response.iter_content(2**16):
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ApiError(f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB")
+    return bytes(body)
+
+
+def decode_body(body: bytes) -> Any:
+    """Return the JSON, its fractions as Decimal; raises Transient if it is none."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(constant)
+
+    try:
+        return json.loads(body, parse_float=Decimal, parse_constant=refuse)
+    except (ValueError, RecursionError, decimal.DecimalException):
+        start = cut_short(" ".join(body[:80].decode("utf-8", "replace").split()), 60)
+        raise Transient(f"the answer is not JSON: it begins with {start!r}") from None
+
+
+def explain_failure(error: Exception, endpoint: Endpoint) -> Exception:
+    """Turn an exception of requests or urllib3 into Transient or ApiError, for a person."""
+    where = f"{endpoint.url} ({endpoint.url_variable})"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return ApiError(
+            f"{where}: its certificate is not trusted: for a private CA, let REQUESTS_CA_BUNDLE "
+            "name the file that holds the CA's certificate"
+        )
+    cause: BaseException = error
+    while cause.__context__:
+        cause = cause.__context__
+    reason = cut_short(str(getattr(cause, "strerror", None) or cause))
+    if isinstance(error, requests.exceptions.ProxyError):
+        reason = f"the proxy failed ({reason}): check HTTPS_PROXY and NO_PROXY"
+    elif isinstance(error, requests.exceptions.ConnectTimeout):
+        reason = f"no connection within {CONNECT_SECONDS:g} s"
+    elif isinstance(cause, socket.timeout):
+        reason = f"no answer within {READ_SECONDS:g} s"
+    elif isinstance(error, requests.exceptions.ContentDecodingError):
+        reason = "the answer cannot be decompressed"
+    lasting = isinstance(error, ValueError) or not isinstance(
+        error, (requests.RequestException, urllib3.exceptions.HTTPError)
+    )  # an impossible URL; a REQUESTS_CA_BUNDLE that does not exist
+    return ApiError(f"{where}: {reason}") if lasting else Transient(f"{where}: {reason}")
+
+
+def redirect_target(response: requests.Response, endpoint: Endpoint) -> str:
+    """Return the URL that an answer redirects to; raises ApiError if it is on another host.
+
+    requests itself would take the API key along to that host.
+    """
+
+    def origin(url: str) -> tuple[str, str | None, int | None]:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+    try:
+        url = urljoin(response.url, response.headers["location"])
+        if origin(url) == origin(endpoint.url):
+            return url
+    except (ValueError, KeyError):
+        pass
+    raise ApiError(
+        "the answer redirects to another host, which does not get the API key: "
+        f"does {endpoint.url_variable} name the right one?"
+    )
+
+
+def parse_retry_after(header: str | None) -> float | None:
+    """Return the seconds of a `Retry-After` in seconds or as a date, None if it is neither."""
+    if header is None:
+        return None
+    try:
+        seconds: float = urllib3.Retry().parse_retry_after(header)
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+        return None
+    return seconds
+
+
+def back_off(attempt: int, retry_after: float | None) -> float:
+    """Return the seconds to wait after an attempt: doubling, with jitter, or as the server says."""
+    if retry_after is not None:
+        return min(retry_after, RETRY_AFTER_SECONDS)
+    return BACKOFF_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)
+
+
+# Paging
+
+
+Reader = Generator[list[PageRequest], list[Page], list[Any]]
+"""Asks for pages, is sent them in the order asked, and returns all rows of its list."""
+
+
+def read_listing(listing: Listing, count_is_total: bool) -> Reader:
+    """Follow the pages of a list and return its rows, each once, in the API's order.
+
+    `count` is the total if another answer has shown it (`count_is_total`) or if it exceeds what
+    its page holds: then the other pages are known and asked for at once. Otherwise pages follow
+    one another up to an empty one, since a short page may be due to a lowered limit.
+    Raises ApiError.
+    """
+    rows: dict[Any, Any] = {}
+    [first] = yield [PageRequest(listing, 0, PAGE_SIZE)]
+    collect(rows, first, listing)
+    size = read = len(first.rows)
+    if first.counted is not None and (count_is_total or first.counted > size):
+        total = first.counted
+        while size and read < total:
+            check_pages(total // size, listing)
+            pages = yield [PageRequest(listing, at, size) for at in range(read, total, size)]
+            for page in pages:
+                collect(rows, page, listing)
+            read, total = total, max(total, *(page.counted or 0 for page in pages))
+        if len(rows) < total:
+            raise ApiError(f"{listing}: only {len(rows)} of the {total} counted could be read")
+    else:
+        while size:
+            check_pages(len(rows) // size, listing)
+            [page] = yield [PageRequest(listing, read, PAGE_SIZE)]
+            collect(rows, page, listing)
+            read += len(page.rows)
+            if not page.rows:
+                break
+    return list(rows.values())
+
+
+def collect(rows: dict[Any, Any], page: Page, listing: Listing) -> None:
+    """Add the rows of the next page; raises ApiError if they contradict those before."""
+    before = len(rows)
+    for row in page.rows:
+        if rows.setdefault(row.key, row) != row:
+            raise ApiError(f"{listing}: {row.key} stands there twice, with different content")
+    if page.rows and len(rows) == before:
+        raise ApiError(f"{listing}: a page repeats earlier ones: the API ignores offset")
+
+
+def check_pages(pages: int, listing: Listing) -> None:
+    """Raise ApiError if a list has more pages than any list should have."""
+    if pages > MAX_PAGES:
+        raise ApiError(f"{listing}: has more than {MAX_PAGES} pages: it seems to have no end")
+
+
+class Pool:
+    """WORKERS threads, each with a session of its own, that get pages.
+
+    They are daemons: nothing waits for a server that does not answer once the run is over.
+    """
+
+    def __init__(self, client: Client, workers: int) -> None:
+        self.client = client
+        self.workers = workers
+        self.asked: queue.SimpleQueue[tuple[Any, PageRequest] | None] = queue.SimpleQueue()
+        self.answered: queue.SimpleQueue[tuple[Any, Page | Exception]] = queue.SimpleQueue()
+
+    def __enter__(self) -> Pool:
+        for _ in range(self.workers):
+            threading.Thread(target=self._work, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.client.stopping.set()
+        for _ in range(self.workers):
+            self.asked.put(None)
+
+    def _work(self) -> None:
+        with requests.Session() as session:
+            session.headers["User-Agent"] = f"ncp_metrics/{__version__}"
+            for ticket, request in iter(self.asked.get, None):
+                if self.client.stopping.is_set():
+                    return
+                answer: Page | Exception
+                try:
+                    answer = self.client.get_page(session, request)
+                except Exception as error:  # raised again in the main thread
+                    answer = error
+                self.answered.put((ticket, answer))
+
+    def ask(self, ticket: Any, request: PageRequest) -> None:
+        """Ask for a page; its answer comes with the ticket."""
+        self.asked.put((ticket, request))
+
+    def next_answer(self) -> tuple[Any, Page]:
+        """Wait for an answer to any request; raises ApiError."""
+        try:
+            ticket, answer = self.answered.get(timeout=REQUEST_SECONDS)
+        except queue.Empty:
+            raise ApiError(f"the API has answered nothing for {REQUEST_SECONDS:.0f} s") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return ticket, answer
+
+
+def read_together(
+    pool: Pool, readers: Sequence[Reader], progress: Callable[[int, int], None]
+) -> list[list[Any]]:
+    """Run readers at the same time; return what each returns, in their order.
+
+    `progress` is told how many readers have ended and how many rows were read by then.
+    Raises ApiError as soon as one fails.
+    """
+    results: list[list[Any]] = [[] for _ in readers]
+    pages: dict[int, list[Page]] = {}
+    missing: dict[int, int] = {}
+    ended = read = 0
+
+    def advance(index: int) -> int:
+        """Send a reader its pages; return 1 if it ended with them."""
+        reader = readers[index]
+        try:
+            requests_ = reader.send(pages[index]) if index in pages else next(reader)
+        except StopIteration as end:
+            results[index] = end.value
+            del pages[index]
+            return 1
+        pages[index] = [Page([], None)] * len(requests_)
+        missing[index] = len(requests_)
+        for place, request in enumerate(requests_):
+            pool.ask((index, place), request)
+        return 0
+
+    for index in range(len(readers)):
+        ended += advance(index)
+    while ended < len(readers):
+        (index, place), page = pool.next_answer()
+        pages[index][place] = page
+        missing[index] -= 1
+        read += len(page.rows)
+        if not missing[index]:
+            ended += advance(index)
+        progress(ended, read)
+    return results
+
+
+class Usage(NamedTuple):
+    """What one organization used of one kind."""
+
+    organization: Organization
+    kind: str
+    records: list[Record]
+
+
+def read_usage(
+    pool: Pool, period: Period, screen: Screen
+) -> tuple[list[Organization], list[Usage]]:
+    """Return the organizations as listed, and for each its compute, then its service usage.
+
+    Raises ApiError.
+    """
+
+    def progress(total: int) -> Callable[[int, int], None]:
+        return lambda ended, read: screen.progress(f"{ended} of {total} lists, {read} records")
+
+    probes = read_together(pool, [probe(Listing(kind, period)) for kind in KINDS], progress(2))
+    count_is_total = any(page.counted and page.counted > len(page.rows) for [page] in probes)
+    [organizations] = read_together(
+        pool, [read_listing(Listing("organizations"), False)], progress(1)
+    )
+    if not organizations:
+        raise ApiError(
+            f"{Listing('organizations')}: none is listed, so there is nothing to bill: "
+            "does PARTNER_API_KEY belong to the partner?"
+        )
+    asked = [Listing(kind, period, each) for each in organizations for kind in KINDS]
+    readers = [read_listing(listing, count_is_total) for listing in asked]
+    results = read_together(pool, readers, progress(len(asked)))
+    return organizations, [
+        Usage(organization, listing.kind, records)
+        for listing, records in zip(asked, results)
+        if (organization := listing.organization)
+    ]
+
+
+def probe(listing: Listing) -> Reader:
+    """Return the page of a list that holds its first row only."""
+    [page] = yield [PageRequest(listing, 0, 1)]
+    return [page]
+
+
+# Billing
+
+
+def billing_amount(hours: Decimal, rate: Decimal, currency: str) -> Decimal:
+    """Return hours x rate in currency units, rounded once, half up, to the minor unit."""
+    minor_unit = Decimal(1).scaleb(-MINOR_UNITS[currency])
+    return EXACT.quantize(EXACT.multiply(hours, rate), minor_unit)
+
+
+def bill(usage: Iterable[Usage], book: PriceBook, period: Period, currency: str) -> list[Line]:
+    """Return a line for each record, in order; without a price, rate and amount are None."""
+    start, end = map(format_instant, period)
+    lines = []
+    for organization, kind, records in usage:
+        for record in records:
+            rate = book.get(record.profile.strip())
+            lines.append(
+                Line(
+                    organization.name,
+                    organization.id,
+                    record.project,
+                    kind,
+                    record.profile,
+                    record.instance,
+                    record.instance_id,
+                    record.status,
+                    record.created_at,
+                    record.parameters,
+                    start,
+                    end,
+                    record.hours,
+                    rate,
+                    None if rate is None else billing_amount(record.hours, rate, currency),
+                    currency,
+                )
+            )
+    return lines
+
+
+def sort_key(line: Line) -> tuple[str, ...]:
+    """Order lines by organization name (ignoring case), then by what tells them apart."""
+    return (
+        line.organization.casefold(),
+        line.organization_id,
+        line.project,
+        line.profile_type,
+        line.profile,
+        line.instance,
+        line.instance_id,
+        line.period_start,
+    )
+
+
+# Files
+
+
+COLUMNS = Line._fields
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def plain(number: Decimal | None) -> str:
+    """Return a plain decimal, blank if there is none."""
+    return "" if number is None else f"{number:f}"
+
+
+def text_cell(text: str) -> str:
+    """Return a text that no spreadsheet runs as a formula, and that breaks no row.
+
+    A NUL ends the row, or the file, in many a reader of CSV: it becomes U+FFFD.
+    """
+    return ("'" + text if text.startswith(FORMULA) else text).replace("\0", "\ufffd")
+
+
+def cells(line: Line) -> tuple[str, ...]:
+    """Return the cells of a line, as they stand in both files."""
+    return (
+        *map(text_cell, line[:8]),
+        line.created_at,
+        text_cell(line.parameters),
+        line.period_start,
+        line.period_end,
+        plain(line.usage_hours),
+        plain(line.billing_rate),
+        plain(line.billing_amount),
+        line.currency,
+    )
+
+
+class LineFeeds:
+    """Ends each row of csv.writer with a line feed alone.
+
+    The writer quotes a cell for the characters of its line terminator: with CR LF as terminator
+    it quotes both, which CPython before 3.13 otherwise does not.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, row: str) -> None:
+        """Write one row."""
+        self.file.write(row[:-2] + "\n")
+
+
+def write_csv(path: Path, lines: Iterable[Line]) -> None:
+    """Write a new file and have it on the disk; raises OSError."""
+    with open(path, "x", encoding="utf-8", errors="replace", newline="") as file:
+        writer = csv.writer(LineFeeds(file), lineterminator="\r\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(map(cells, lines))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def file_names(now: datetime) -> tuple[str, str]:
+    """Return the names of the raw and of the sorted file, by the time in UTC."""
+    timestamp = now.astimezone(timezone.utc).strftime("%m%d%Y-%H%M%S")
+    return f"ncp-metrics-{timestamp}.csv", f"ncp-metrics-sorted-{timestamp}.csv"
+
+
+def write_files(lines: list[Line], directory: Path, now: datetime, signals: Signals) -> list[Path]:
+    """Write both files, or neither, and return their paths; raises OutputError."""
+    scratch = None
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=".ncp-metrics-", dir=directory))
+        written = [scratch / "raw", scratch / "sorted"]
+        write_csv(written[0], lines)
+        write_csv(written[1], sorted(lines, key=sort_key))
+        signals.hold()
+        return publish(written, directory, now)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"cannot write to {directory}: {reason}: no file was written") from None
+    finally:
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def publish(written: Sequence[Path], directory: Path, now: datetime) -> list[Path]:
+    """Give the files their final names, by the first second from now on that is free for both."""
+    for seconds in itertools.count():
+        paths = [directory / name for name in file_names(now + timedelta(seconds=seconds))]
+        published: list[Path] = []
+        try:
+            for source, path in zip(written, paths):
+                rename_new(source, path)
+                published.append(path)
+            return paths
+        except FileExistsError:
+            pass
+        finally:
+            if len(published) < len(paths):
+                for path in published:
+                    path.unlink()
+    raise AssertionError("unreachable")
+
+
+def rename_new(source: Path, path: Path) -> None:
+    """Give a file another name; raises FileExistsError rather than replace what stands there."""
+    try:
+        os.link(source, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise FileExistsError(path) from None
+        os.rename(source, path)
+
+
+# Summary
+
+
+@dataclass
+class Total:
+    """Sums over lines: instances, hours, and the amount in currency units."""
+
+    amount: Decimal
+    hours: Decimal = ZERO_HOURS
+    instances: int = 0
+
+    def add(self, line: Line) -> None:
+        """Add a line; one without a price has no amount."""
+        self.instances += 1
+        self.hours = EXACT.add(self.hours, line.usage_hours)
+        if line.billing_amount is not None:
+            self.amount = EXACT.add(self.amount, line.billing_amount)
+
+
+def total_of(lines: Iterable[Line], currency: str) -> Total:
+    """Return the total of lines."""
+    total = Total(billing_amount(Decimal(0), Decimal(0), currency))
+    for line in lines:
+        total.add(line)
+    return total
+
+
+def total_by(key: Callable[[Line], str], lines: Iterable[Line], currency: str) -> dict[str, Total]:
+    """Return the totals of the lines that have the same key, in order of appearance."""
+    totals: dict[str, Total] = {}
+    for line in lines:
+        if key(line) not in totals:
+            totals[key(line)] = total_of((), currency)
+        totals[key(line)].add(line)
+    return totals
+
+
+def total_unpriced(lines: Iterable[Line], currency: str) -> dict[str, Total]:
+    """Return the totals of each profile that has no price."""
+    without = (line for line in lines if line.billing_rate is None)
+    return total_by(lambda line: line.profile, without, currency)
+
+
+def describe_unpriced(totals: Mapping[str, Total], book: PriceBook) -> list[str]:
+    """Return a sentence for each profile without a price, with the nearest name in the book."""
+    from difflib import get_close_matches  # costs start-up time, needed in this case only
+
+    sentences = []
+    for profile, total in totals.items():
+        near = get_close_matches(profile, book, n=1, cutoff=0.0)
+        hint = f"the nearest name in the price book is {near[0]}" if near else "the book is empty"
+        sentences.append(
+            f"profile {profile} has no price: {plain(total.hours)} hours "
+            f"(instances: {total.instances}) are not billed; {hint}"
+        )
+    return sentences
+
+
+def describe_overlong(lines: Iterable[Line], period: Period) -> list[str]:
+    """Return a sentence about instances that ran for more hours than the period has, if any."""
+    overlong = [line for line in lines if line.usage_hours > period.hours]
+    return [
+        f"instances with more hours than the period has: {len(overlong)}; the first is "
+        f"{line.instance} ({line.instance_id}) of {line.organization}, {plain(line.usage_hours)}"
+        for line in overlong[:1]
+    ]
+
+
+def summarize(
+    period: Period, organizations: Sequence[Organization], lines: Sequence[Line], currency: str
+) -> list[str]:
+    """Return the summary: the period, a line for each organization with usage, the total."""
+    totals = total_by(lambda line: line.organization_id, lines, currency)
+    rows = [("Organization", "Instances", "Hours", f"Amount ({currency})")]
+    for organization in organizations:
+        if organization.id in totals:
+            rows.append(summary_row(name_organization(organization), totals[organization.id]))
+    rows.append(summary_row("Total", total_of(lines, currency)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    start, end = map(format_instant, period)
+    return [
+        f"Usage from {start} to {end}",
+        "",
+        *("  ".join([n.ljust(widths[0]), *map(str.rjust, row, widths[1:])]) for n, *row in rows),
+        "",
+        f"Organizations without usage: {len(organizations) - len(totals)} of {len(organizations)}",
+    ]
+
+
+def summary_row(name: str, total: Total) -> tuple[str, str, str, str]:
+    """Return the cells of a row of the summary, thousands set apart."""
+    return printable(name), f"{total.instances:,}", f"{total.hours:,f}", f"{total.amount:,f}"
+
+
+def printable(text: str) -> str:
+    """Return a text with what could steer a terminal, or reorder a line, as escapes."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+class Screen:
+    """What a person sees: the summary on stdout; progress, warnings and errors on stderr."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.drawn_at = 0.0
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # in a locale without the letters
+
+    def say(self, text: str) -> None:
+        """Print a line of the summary."""
+        self.clear_progress()
+        if not self.quiet:
+            self._print(sys.stdout, printable(text) + "\n")
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self._complain("warning", text)
+
+    def error(self, text: str) -> None:
+        """Print an error."""
+        self._complain("error", text)
+
+    def progress(self, text: str) -> None:
+        """Rewrite the progress line, on a terminal only and ten times a second at most."""
+        now = time.monotonic()
+        if self.quiet or sys.stderr is None or not sys.stderr.isatty() or now < self.drawn_at + 0.1:
+            return
+        self.drawn_at = now
+        self._print(sys.stderr, f"\r\x1b[K{printable(text)}")
+
+    def clear_progress(self) -> None:
+        """Remove the progress line."""
+        if self.drawn_at:
+            self._print(sys.stderr, "\r\x1b[K")
+            self.drawn_at = 0.0
+
+    def _complain(self, level: str, text: str) -> None:
+        self.clear_progress()
+        self._print(sys.stderr, f"ncp_metrics: {level}: {printable(text)}\n")
+
+    def _print(self, stream: TextIO | None, text: str) -> None:
+        """Print, whether or not anybody reads it: what was written to disk stands either way."""
+        if stream is None:
+            return
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            # What is left in the buffer must not fail again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# The run
+
+
+class Signals:
+    """Turns the first SIGINT or SIGTERM into Stopped, until the files are about to appear."""
+
+    def __init__(self) -> None:
+        self.held = False
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, self._stop)
+
+    def hold(self) -> None:
+        """Ignore signals from now on: it is too late to stop."""
+        self.held = True
+
+    def _stop(self, number: int, _frame: object) -> None:
+        if not self.held:
+            self.held = True  # a second one must not interrupt the cleaning up
+            raise Stopped(number)
+
+
+def load(flags: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Settings, PriceBook]:
+    """Return settings and price book; raises SettingsError with all that is wrong with both."""
+    settings, problems = read_settings(vars(flags), environ)
+    book, more_problems = read_price_book(settings.pricing_file, settings.currency)
+    if problems or more_problems:
+        raise SettingsError(*problems, *more_problems)
+    return settings, book
+
+
+def report(
+    screen: Screen,
+    summary: list[str],
+    unpriced: Mapping[str, Total],
+    book: PriceBook,
+    paths: list[Path],
+) -> int:
+    """Tell what was billed and what was not; return the exit status."""
+    sentences = describe_unpriced(unpriced, book) if unpriced else []
+    for sentence in sentences:
+        screen.warn(sentence)
+    for text in (*summary, *(f"Not billed: {sentence}" for sentence in sentences)):
+        screen.say(text)
+    for label, path in zip(("Raw", "Sorted"), paths):
+        screen.say(f"{label} file: {path.absolute()}")
+    return 3 if any(total.hours for total in unpriced.values()) else 0
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+) -> int:
+    """Run the command; return its exit status."""
+    screen, signals = Screen(), Signals()
+    try:
+        flags = parse_flags(argv)
+        screen.quiet = flags.quiet
+        settings, book = load(flags, environ)
+        now = clock()
+        period = last_days(settings.days, now)
+        with Pool(Client(settings), settings.workers) as pool:
+            organizations, usage = read_usage(pool, period, screen)
+        lines = bill(usage, book, period, settings.currency)
+        paths = write_files(lines, settings.output_dir, now, signals)
+        unpriced = total_unpriced(lines, settings.currency)
+        summary = summarize(period, organizations, lines, settings.currency)
+        for sentence in describe_overlong(lines, period):
+            screen.warn(sentence)
+        return report(screen, summary, unpriced, book, paths)
+    except Failure as failure:
+        for problem in failure.problems:
+            screen.error(problem)
+        return failure.status
+    except Stopped as stopped:
+        name = signal.Signals(stopped.signal_number).name
+        screen.error(f"stopped by {name}: no file was written; run it again")
+        return 128 + stopped.signal_number
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,657 @@
+"""A stand-in for a Rafay controller: real HTTP on a loopback port, standard library only.
+
+In tests it is a context manager (`with Simulator() as simulator:`); on the command line,
+`python tests/rafay_simulator.py COMMAND...` runs COMMAND with its settings in the environment.
+"""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import http.server
+import json
+import os
+import re
+import socket
+import socketserver
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any, Literal, Optional, final
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+DEFAULT_KEY = "stand-in-default-key"
+PARTNER_KEY = "stand-in-partner-key"
+
+PARTNER_ID = "q1w2e3r"
+DEFAULT_ORGANIZATION_ID = "zx9cv8b"
+ORGANIZATIONS_PATH = "/auth/v1/organizations"
+USAGE_PATH = re.compile(
+    r"/apis/billing\.envmgmt\.io/v1/metrics/partner/instance/kind/(compute|service)/usage"
+)
+UTC_TIME = re.compile(r"([0-9]{4}(?:-[0-9]{2}){2}T[0-9]{2}(?::[0-9]{2}){2})(?:Z|\+00:00)")
+DEFAULT_LIMIT = 10
+CHUNK_SIZE = 1024
+LAST_CHUNK = b"0\r\n\r\n"
+# Where a metered record keeps the end of its instance's life until `status_field` has its say.
+LIFE_END = "(deleted_at)"
+
+Record = dict[str, Any]
+Records = Callable[[str, datetime, datetime], list[Record]]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An instance whose usage follows from the range asked for: hours in range x duty."""
+
+    organization_id: str
+    organization_name: str
+    project: str
+    profile: str
+    name: str
+    instance_id: str
+    created_at: str
+    duty: Decimal  # share of the period that it ran: 1 = always, 0.25 = six hours a day
+    labels: Mapping[str, str] = field(default_factory=dict)
+    quantities: Mapping[str, Decimal] = field(default_factory=dict)
+    deleted_at: str | None = None
+
+    def record(self, start: datetime, end: datetime) -> Record:
+        """Meter the instance for a range, whatever the instance's own life."""
+        microseconds = Decimal((end - start) // timedelta(microseconds=1))
+        hours = microseconds * self.duty / 3_600_000_000
+        labels = [
+            {"name": name, **metered_hours(hours), "is_label": True, "label_value": value}
+            for name, value in self.labels.items()
+        ]
+        quantities = [
+            {"name": name, **metered_hours(quantity * hours), "is_label": False}
+            for name, quantity in self.quantities.items()
+        ]
+        return {
+            "instance_organization_id": self.organization_id,
+            "instance_organization_name": self.organization_name,
+            "instance_project_id": made_up_id(self.organization_id, self.project).hex[:7],
+            "instance_project_name": self.project,
+            "profile_id": str(made_up_id(self.profile)),
+            "profile_name": self.profile,
+            "instance_id": self.instance_id,
+            "instance_name": self.name,
+            "created_at": self.created_at,
+            "parameters": labels + quantities,
+            **metered_hours(hours),
+            "start_time": iso(start),
+            "end_time": iso(end),
+            LIFE_END: self.deleted_at,
+        }
+
+
+@dataclass(frozen=True)
+class Partner:
+    """What the controller knows: organizations, and records by kind, start and end of a range."""
+
+    organizations: Sequence[Mapping[str, Any]]
+    records: Records
+
+
+def metered(compute: Sequence[Instance] = (), service: Sequence[Instance] = ()) -> Records:
+    """Work records out from instances and the range asked for."""
+    instances = {"compute": compute, "service": service}
+
+    def records(kind: str, start: datetime, end: datetime) -> list[Record]:
+        return [instance.record(start, end) for instance in instances[kind]]
+
+    return records
+
+
+def fixed(
+    compute: Iterable[Mapping[str, Any]] = (), service: Iterable[Mapping[str, Any]] = ()
+) -> Records:
+    """Serve records as they are; only an absent start_time or end_time is set."""
+    given = {"compute": list(compute), "service": list(service)}
+
+    def records(kind: str, start: datetime, end: datetime) -> list[Record]:
+        asked = {"start_time": iso(start), "end_time": iso(end)}
+        return [{**asked, **record} for record in given[kind]]
+
+    return records
+
+
+def organization(organization_id: str, name: str, *, active: bool = True) -> Record:
+    """Write an organization as the API lists it."""
+    return {
+        "id": organization_id,
+        "name": name,
+        "active": active,
+        "approved": True,
+        "partner_id": PARTNER_ID,
+    }
+
+
+def metered_hours(hours: Decimal) -> Record:
+    """Write `usage`, half up to 0.01h, and `raw_usage`, to six decimals."""
+    usage = hours.quantize(Decimal("0.01"), ROUND_HALF_UP)
+    return {"usage": f"{usage:f}h", "raw_usage": round(float(hours), 6)}
+
+
+def made_up_id(*names: str) -> uuid.UUID:
+    """Make an identifier that is the same in every run."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, "/".join(names))
+
+
+def iso(moment: datetime) -> str:
+    """Write ISO 8601 UTC with the Z that the API uses."""
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+SMALL_ORGANIZATIONS = {
+    "Northwind Labs": "4kd82ma",
+    "acme robotics": "p7w3xq9",
+    "Zephyr Analytics": "z9n4h6d",  # without any usage
+    "Fabrikam, Inc.": "2mv8tzk",
+    "Électricité Øst": "e5r1l0c",
+    "Contoso Health": "8bq6y2s",  # deactivated, its usage still to be billed
+}
+SMALL_PROFILES = {
+    "gpu-h100-x1": {"GPU": "1", "GPU Model": "H100"},
+    "gpu-h100-x8": {"GPU": "8", "GPU Model": "H100"},
+    "gpu-a100-x1": {"GPU": "1", "GPU Model": "A100"},
+    "gpu-l40s-x1": {"GPU": "1", "GPU Model": "L40S"},
+    "cpu-standard-8": {"CPU": "8", "CPU Architecture": "amd64"},
+    "inference-llm-small": {"GPU": "1", "GPU Model": "L40S"},
+    "notebook-jupyter": {"GPU": "1", "GPU Model": "A100"},
+    "notebook-cpu-free": {},
+}
+# Organization, project, profile, instance, duty, gigabytes, and when it was deleted, if it was.
+SMALL_COMPUTE = [
+    ("acme robotics", "perception", "gpu-h100-x8", "sim-cluster", "1", "4000"),
+    ("Fabrikam, Inc.", "default", "gpu-a100-x1", "render-a", "0.25", "500"),
+    ("Northwind Labs", "platform", "cpu-standard-8", "bastion", "1", "100"),
+    ("Électricité Øst", "prévision", "gpu-l40s-x1", "météo-1", "0.5", "250"),
+    ("Contoso Health", "imaging", "gpu-a100-x1", "ct-1", "0.125", "800", "2026-01-03T17:20:00Z"),
+    ("acme robotics", "perception", "cpu-standard-8", "label-tool", "0.375", "64"),
+    ("Fabrikam, Inc.", "default", "cpu-standard-8", "license-server", "1", "40"),
+    *(
+        ("Northwind Labs", "research", "gpu-h100-x1", f"train-{n:02}", f"0.{n:02}", "1200")
+        for n in range(1, 24)
+    ),
+]
+SMALL_SERVICE = [
+    ("Northwind Labs", "research", "inference-llm-small", "chat-eval", "0.75", "80"),
+    ("Fabrikam, Inc.", "default", "notebook-cpu-free", "intern-notebook", "0.2", "5"),
+    ("acme robotics", "planning", "notebook-jupyter", "grasp-notes", "0.333", "20"),
+    ("Électricité Øst", "prévision", "inference-llm-small", "assistant", "1", "80"),
+    ("Northwind Labs", "research", "notebook-cpu-free", "onboarding", "0.05", "5"),
+]
+
+
+def small_instance(n: int, row: Sequence[str]) -> Instance:
+    """Make the nth instance of the small partner from a row of the tables above."""
+    name, project, profile, instance, duty, gigabytes, *deleted_at = row
+    return Instance(
+        organization_id=SMALL_ORGANIZATIONS[name],
+        organization_name=name,
+        project=project,
+        profile=profile,
+        name=instance,
+        instance_id=str(made_up_id(name, project, instance)),
+        created_at=f"2025-{n % 9 + 1:02}-{n % 28 + 1:02}T08:{n:02}:41Z",
+        duty=Decimal(duty),
+        labels=SMALL_PROFILES[profile],
+        quantities={"storage_size": Decimal(gigabytes)},
+        deleted_at=deleted_at[0] if deleted_at else None,
+    )
+
+
+def small_partner() -> Partner:
+    """Make a small believable partner; Northwind Labs has 24 compute instances."""
+    compute, service = (
+        [small_instance(n, row) for n, row in enumerate(rows)]
+        for rows in (SMALL_COMPUTE, SMALL_SERVICE)
+    )
+    organizations = [
+        organization(organization_id, name, active=name != "Contoso Health")
+        for name, organization_id in SMALL_ORGANIZATIONS.items()
+    ]
+    return Partner(organizations, metered(compute, service))
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What Rafay's documents leave open, one switch each; the defaults are a plain server."""
+
+    count: Literal["total", "page", "absent"] = "total"
+    max_limit: int = 400  # a larger limit is lowered without a word
+    honour_offset: bool = True  # usage only, like the next three
+    honour_filter: bool = True
+    empty: Literal["list", "null", "absent"] = "list"
+    shift: bool = False  # between pages a record comes in front: one is repeated, one is lost
+    organization_list: Literal["results", "items"] = "results"
+    slash_redirect: bool = False
+    status_field: Literal["none", "status", "deleted_at"] = "none"
+    gzip: bool = True
+    chunked: bool = True
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it arrived: header names in lower case, `port` the client's."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    port: int
+
+
+Action = Literal[
+    "answer",
+    "reset",
+    "reset-body",
+    "cut-length",
+    "cut-chunked",
+    "bad-gzip",
+    "stall",
+    "stall-body",
+    "drip",
+]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a request gets in place of its plain answer: an answer, an edit, or broken transport.
+
+    Fault(status=503), Fault(edit=function), Fault("reset"); `seconds` is the pace of a drip.
+    `edit` takes the plain answer's JSON and gives JSON, or bytes to send as they are.
+    """
+
+    action: Action = "answer"
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    content_type: str = "application/json"
+    seconds: float = 0.0
+    edit: Callable[[Any], Any] | None = None
+
+
+Where = Callable[[Request], bool]
+FaultPlan = Callable[[Request], Optional[Fault]]
+
+
+def anywhere(request: Request) -> bool:
+    """Match every request."""
+    return True
+
+
+def path_has(text: str) -> Where:
+    """Match the requests whose path contains a text."""
+    return lambda request: text in request.path
+
+
+def first(n: int, fault: Fault, where: Where = anywhere) -> FaultPlan:
+    """Give the fault to the first n matching requests."""
+    lock = threading.Lock()
+    left = n
+
+    def plan(request: Request) -> Fault | None:
+        nonlocal left
+        if not where(request):
+            return None
+        with lock:
+            left -= 1
+            return fault if left >= 0 else None
+
+    return plan
+
+
+def always(fault: Fault, where: Where = anywhere) -> FaultPlan:
+    """Give the fault to every matching request."""
+    return lambda request: fault if where(request) else None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer before it is encoded for the wire."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+
+    def encoded(self, *, zipped: bool, chunked: bool) -> tuple[bytes, bytes]:
+        """Write head and body as they go over the wire."""
+        headers = {"Server": "envoy", "Content-Type": self.content_type}
+        body = self.body
+        if zipped:
+            headers["Content-Encoding"] = "gzip"
+            body = gzip.compress(body)
+        if chunked:
+            headers["Transfer-Encoding"] = "chunked"
+            pieces = (body[at : at + CHUNK_SIZE] for at in range(0, len(body), CHUNK_SIZE))
+            body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + LAST_CHUNK
+        else:
+            headers["Content-Length"] = str(len(body))
+        headers.update(self.headers)
+        lines = [f"HTTP/1.1 {self.status} {http.client.responses.get(self.status, 'Unknown')}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1"), body
+
+
+def json_reply(answer: Any, status: int = 200) -> Reply:
+    """Write an answer in JSON, compact and in UTF-8."""
+    return Reply(status, json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+class RefusedError(Exception):
+    """A request is answered with an error; its arguments are the status and the message."""
+
+
+def whole_number(query: Mapping[str, str], name: str, default: int, least: int) -> int:
+    """Read a number from the query."""
+    text = query.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise RefusedError(400, f"invalid {name}: {text!r}")
+    return int(text)
+
+
+def utc_time(query: Mapping[str, str], name: str) -> datetime:
+    """Read a moment from the query: ISO 8601 UTC, to the second."""
+    match = UTC_TIME.fullmatch(query.get(name, ""))
+    try:
+        if match:
+            return datetime.fromisoformat(match[1]).replace(tzinfo=timezone.utc)
+    except ValueError:
+        pass  # such as the 31st of June
+    raise RefusedError(400, f"invalid {name}: {query.get(name)!r}")
+
+
+@final
+class Simulator:
+    """The controller, from `with` to the end of the block."""
+
+    url: str  # such as http://127.0.0.1:49152, no trailing slash
+    environ: dict[str, str]  # the settings that lead a program here
+
+    def __init__(
+        self,
+        partner: Partner | None = None,
+        behaviour: Behaviour | None = None,
+        *,
+        fault: FaultPlan | None = None,
+        latency: float = 0.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Serve the small partner and behave plainly, unless told otherwise."""
+        self.partner = partner or small_partner()
+        self.behaviour = behaviour or Behaviour()
+        self.fault = fault
+        self.latency = latency
+        self.tls = tls
+        self.requests: list[Request] = []  # every one, in order of arrival
+        self.peak = 0  # most requests in flight at once
+        self.closing = threading.Event()
+        self._in_flight = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Simulator:
+        """Start to serve."""
+        self._server = _Server(self)
+        scheme = "https" if self.tls else "http"
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
+        self.environ = {
+            "RAFAY_CONSOLE_URL": self.url,
+            "RAFAY_DEFAULT_API_KEY": DEFAULT_KEY,
+            "PARTNER_API_KEY": PARTNER_KEY,
+        }
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop, and end what is stalled."""
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def serve(self, request: Request) -> tuple[Reply, Fault | None]:
+        """Reply to a request; with the reply comes the fault to deliver it with, if any."""
+        with self._lock:
+            self.requests.append(request)
+            self._in_flight += 1
+            self.peak = max(self.peak, self._in_flight)
+        try:
+            fault = self.fault(request) if self.fault else None
+            self.closing.wait(self.latency)
+            reply = self._plain(request)
+            if fault is not None and fault.edit:
+                edited = fault.edit(json.loads(reply.body))
+                if isinstance(edited, bytes):
+                    return Reply(200, edited), None
+                return replace(reply, body=json_reply(edited).body), None
+            return reply, fault
+        finally:
+            # Before the reply is sent, or the client's next request would be counted with it.
+            with self._lock:
+                self._in_flight -= 1
+
+    def _plain(self, request: Request) -> Reply:
+        """Reply as a controller in good health."""
+        path = request.path.removesuffix("/")
+        if self.behaviour.slash_redirect and path == request.path:
+            location = f"{self.url}{path}/" + ("?" if request.query else "")
+            return Reply(301, b"{}", {"Location": location + urlencode(request.query)})
+        usage = USAGE_PATH.fullmatch(path)
+        try:
+            if usage:
+                return json_reply(self._usage(usage[1], request))
+            if path == ORGANIZATIONS_PATH:
+                return json_reply(self._organizations(request))
+            raise RefusedError(404, "not found")
+        except RefusedError as refusal:
+            status, message = refusal.args
+            return json_reply({"message": message}, status)
+
+    def _page(self, request: Request) -> tuple[int, int]:
+        """Offset and limit, the limit lowered to what the server gives at most."""
+        limit = whole_number(request.query, "limit", DEFAULT_LIMIT, 1)
+        return whole_number(request.query, "offset", 0, 0), min(limit, self.behaviour.max_limit)
+
+    def _count(self, total: int, on_page: int) -> dict[str, int]:
+        """Give the `count` of a list, or nothing."""
+        counts = {"total": {"count": total}, "page": {"count": on_page}, "absent": {}}
+        return counts[self.behaviour.count]
+
+    def _organizations(self, request: Request) -> Record:
+        """Answer with a page of the organizations."""
+        if request.headers.get("x-rafay-api-keyid") != PARTNER_KEY:
+            raise RefusedError(401, "missing or invalid API key")
+        offset, limit = self._page(request)
+        listed = self.partner.organizations
+        page = listed[offset : offset + limit]
+
+        def link(start: int) -> str:
+            query = urlencode({**request.query, "limit": limit, "offset": start})
+            return f"{self.url}{request.path}?{query}"
+
+        return {
+            **self._count(len(listed), len(page)),
+            "next": link(offset + limit) if offset + limit < len(listed) else None,
+            "previous": link(max(0, offset - limit)) if offset else None,
+            self.behaviour.organization_list: page,
+        }
+
+    def _usage(self, kind: str, request: Request) -> Record:
+        """Answer with a page of the usage records of one kind."""
+        if request.headers.get("x-api-key") != DEFAULT_KEY:
+            raise RefusedError(401, "missing or invalid API key")
+        start, end = (utc_time(request.query, name) for name in ("range_from", "range_to"))
+        if end < start:
+            raise RefusedError(400, "range_to is before range_from")
+        offset, limit = self._page(request)
+        records = self.partner.records(kind, start, end)
+        only = request.query.get("instance_organization_id")
+        if only and self.behaviour.honour_filter:
+            records = [one for one in records if one.get("instance_organization_id") == only]
+        if offset and self.behaviour.shift:
+            records = records[-1:] + records[:-1]
+        begin = offset if self.behaviour.honour_offset else 0
+        page = [self._with_status(record) for record in records[begin : begin + limit]]
+        answer: Record = {
+            "kind": kind,
+            "partner_id": PARTNER_ID,
+            "organization_id": DEFAULT_ORGANIZATION_ID,
+            "instance_usage_data": page,
+            **self._count(len(records), len(page)),
+            "offset": offset,
+            "limit": limit,
+            "range_from": request.query["range_from"],
+            "range_to": request.query["range_to"],
+        }
+        if not page and self.behaviour.empty == "null":
+            answer["instance_usage_data"] = None
+        if not page and self.behaviour.empty == "absent":
+            del answer["instance_usage_data"]
+            if answer.get("count") == 0:
+                del answer["count"]
+        return answer
+
+    def _with_status(self, record: Record) -> Record:
+        """Give a metered record its `status` or `deleted_at`; leave a fixed one as it is."""
+        if LIFE_END not in record:
+            return record
+        served = {name: value for name, value in record.items() if name != LIFE_END}
+        if self.behaviour.status_field == "status":
+            served["status"] = "deleted" if record[LIFE_END] else "running"
+        if self.behaviour.status_field == "deleted_at":
+            served["deleted_at"] = record[LIFE_END]
+        return served
+
+
+# Not http.server.HTTPServer: that one looks its host's name up, which takes seconds on some hosts.
+class _Server(socketserver.ThreadingTCPServer):
+    """A thread for each connection."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, simulator: Simulator) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.simulator = simulator
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self.simulator.tls:
+            # The handshake is left to the connection's own thread, at its first read.
+            connection = self.simulator.tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        return connection, address
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        # Clients may go away at any time; anything else is a bug, and is shown.
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep quiet: the log is `Simulator.requests`."""
+
+    def do_GET(self) -> None:
+        target = urlsplit(self.path)
+        reply, fault = self.server.simulator.serve(
+            Request(
+                self.command,
+                target.path,
+                dict(parse_qsl(target.query, keep_blank_values=True)),
+                {name.lower(): value for name, value in self.headers.items()},
+                self.client_address[1],
+            )
+        )
+        behaviour = self.server.simulator.behaviour
+        zipped = behaviour.gzip and "gzip" in self.headers.get("Accept-Encoding", "")
+        chunked = behaviour.chunked and self.request_version != "HTTP/1.0"
+        if fault is None:
+            self.connection.sendall(b"".join(reply.encoded(zipped=zipped, chunked=chunked)))
+        elif fault.action == "answer":
+            reply = Reply(fault.status, fault.body, fault.headers, fault.content_type)
+            self.connection.sendall(b"".join(reply.encoded(zipped=False, chunked=False)))
+        else:
+            self.close_connection = True
+            self._break(fault, reply, zipped, chunked)
+
+    def _break(self, fault: Fault, reply: Reply, zipped: bool, chunked: bool) -> None:
+        """Deliver a reply in the way that the fault says, if at all."""
+        closing = self.server.simulator.closing
+        send = self.connection.sendall
+        if fault.action == "bad-gzip":
+            reply = replace(reply, headers={**reply.headers, "Content-Encoding": "gzip"})
+            zipped = False
+        if fault.action in ("cut-length", "cut-chunked"):
+            chunked = fault.action == "cut-chunked"
+        head, body = reply.encoded(zipped=zipped, chunked=chunked)
+        if fault.action in ("reset-body", "stall-body", "cut-length"):
+            send(head + body[: len(body) // 2])
+        elif fault.action == "cut-chunked":
+            send(head + body[: -len(LAST_CHUNK)])
+        elif fault.action == "bad-gzip":
+            send(head + body)
+        elif fault.action == "drip":
+            send(head)
+            for at in range(len(body)):
+                if closing.wait(fault.seconds):
+                    break
+                send(body[at : at + 1])
+        if fault.action in ("stall", "stall-body"):
+            closing.wait()
+        if fault.action in ("reset", "reset-body"):
+            self._reset()
+
+    def _reset(self) -> None:
+        """Close the connection with a reset in place of an orderly end."""
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.connection.close()
+        self.rfile.close()  # the socket is open for as long as a file on it is
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command against the small partner; return its exit status, as a shell would."""
+    command = list(sys.argv[1:] if argv is None else argv)
+    if not command:
+        print("usage: rafay_simulator.py COMMAND [ARGUMENT...]", file=sys.stderr)
+        return 2
+    with Simulator() as simulator:
+        environ = {**os.environ, **simulator.environ}
+        environ.pop("RAFAY_OPS_CONSOLE_URL", None)
+        try:
+            child = subprocess.Popen(command, env=environ)  # noqa: S603 - what the caller typed
+        except FileNotFoundError:
+            print(f"rafay_simulator: {command[0]}: command not found", file=sys.stderr)
+            return 127
+        except OSError as error:
+            print(f"rafay_simulator: {command[0]}: {error.strerror}", file=sys.stderr)
+            return 126
+        while True:
+            try:
+                status = child.wait()
+                break
+            except KeyboardInterrupt:
+                pass  # the terminal has interrupted the child as well; its status is awaited
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
