@@ -18,7 +18,6 @@ import argparse
 import csv
 import decimal
 import io
-import itertools
 import json
 import os
 import queue
@@ -35,6 +34,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
@@ -292,7 +292,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
 def read_settings(
     flags: Mapping[str, Any], environ: Mapping[str, str]
 ) -> tuple[Settings, list[str]]:
-    """Return the settings, and all that is wrong with them (a stand-in takes a wrong one's place)."""
+    """Return the settings, and all that is wrong with them (defaults stand in)."""
     problems: list[str] = []
     meanings = {setting.variable: setting for setting in SETTINGS}
 
@@ -568,10 +568,9 @@ def parse_organizations(request: PageRequest, answer: dict[str, Any]) -> list[Or
 def parse_usage(request: PageRequest, answer: dict[str, Any]) -> list[Record]:
     """Return the records of an answer; raises ApiError."""
     listing = request.listing
-    assert listing.period
     if answer.get("kind") not in (None, listing.kind):
         raise ApiError(f"the answer is of kind {show(answer['kind'])}")
-    for name, instant in zip(("range_from", "range_to"), listing.period):
+    for name, instant in zip(("range_from", "range_to"), listing.period or ()):
         if answer.get(name) is not None and parse_instant(answer[name]) != instant:
             asked = format_instant(instant)
             raise ApiError(f"the answer's {name} is {show(answer[name])}, asked was {asked}")
@@ -768,18 +767,16 @@ class Client:
         if listing.organization:
             query["instance_organization_id"] = listing.organization.id
         endpoint = self.usage if listing.period else self.organizations
-        for attempt in itertools.count(1):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 return parse_page(request, self._get(session, endpoint, listing.path, query))
             except ApiError as error:
                 raise ApiError(f"{listing}: {error}") from None
             except Transient as error:
-                if attempt == ATTEMPTS or self.stopping.is_set():
-                    raise ApiError(
-                        f"{listing}: {error}; gave up after {attempt} attempts"
-                    ) from None
-                self.stopping.wait(back_off(attempt, error.retry_after))
-        raise AssertionError("unreachable")
+                reason = str(error)
+                if attempt < ATTEMPTS and self.stopping.wait(back_off(attempt, error.retry_after)):
+                    break
+        raise ApiError(f"{listing}: {reason}; gave up after {attempt} attempts")
 
     def _get(
         self, session: requests.Session, endpoint: Endpoint, path: str, query: dict[str, str]
@@ -1079,10 +1076,8 @@ class Usage(NamedTuple):
     records: list[Record]
 
 
-def read_usage(
-    pool: Pool, period: Period, screen: Screen
-) -> tuple[list[Organization], list[Usage]]:
-    """Return the organizations as listed, and for each its compute, then its service usage.
+def read_usage(pool: Pool, period: Period, screen: Screen) -> list[Usage]:
+    """Return the usage of each organization as listed, of compute, then of service.
 
     Raises ApiError.
     """
@@ -1103,10 +1098,10 @@ def read_usage(
     asked = [Listing(kind, period, each) for each in organizations for kind in KINDS]
     readers = [read_listing(listing, count_is_total) for listing in asked]
     results = read_together(pool, readers, progress(len(asked)))
-    return organizations, [
+    tenants = (each for each in organizations for _ in KINDS)
+    return [
         Usage(organization, listing.kind, records)
-        for listing, records in zip(asked, results)
-        if (organization := listing.organization)
+        for organization, listing, records in zip(tenants, asked, results)
     ]
 
 
@@ -1254,9 +1249,9 @@ def write_files(lines: list[Line], directory: Path, now: datetime, signals: Sign
 
 
 def publish(written: Sequence[Path], directory: Path, now: datetime) -> list[Path]:
-    """Give the files their final names, by the first second from now on that is free for both."""
-    for seconds in itertools.count():
-        paths = [directory / name for name in file_names(now + timedelta(seconds=seconds))]
+    """Give the files their final names, of the first second from now on that is free for both."""
+    while True:
+        paths = [directory / name for name in file_names(now)]
         published: list[Path] = []
         try:
             for source, path in zip(written, paths):
@@ -1264,12 +1259,11 @@ def publish(written: Sequence[Path], directory: Path, now: datetime) -> list[Pat
                 published.append(path)
             return paths
         except FileExistsError:
-            pass
+            now += timedelta(seconds=1)
         finally:
             if len(published) < len(paths):
                 for path in published:
                     path.unlink()
-    raise AssertionError("unreachable")
 
 
 def rename_new(source: Path, path: Path) -> None:
@@ -1329,8 +1323,6 @@ def total_unpriced(lines: Iterable[Line], currency: str) -> dict[str, Total]:
 
 def describe_unpriced(totals: Mapping[str, Total], book: PriceBook) -> list[str]:
     """Return a sentence for each profile without a price, with the nearest name in the book."""
-    from difflib import get_close_matches  # costs start-up time, needed in this case only
-
     sentences = []
     for profile, total in totals.items():
         near = get_close_matches(profile, book, n=1, cutoff=0.0)
@@ -1501,10 +1493,11 @@ def main(
         now = clock()
         period = last_days(settings.days, now)
         with Pool(Client(settings), settings.workers) as pool:
-            organizations, usage = read_usage(pool, period, screen)
+            usage = read_usage(pool, period, screen)
         lines = bill(usage, book, period, settings.currency)
         paths = write_files(lines, settings.output_dir, now, signals)
         unpriced = total_unpriced(lines, settings.currency)
+        organizations = list(dict.fromkeys(each.organization for each in usage))
         summary = summarize(period, organizations, lines, settings.currency)
         for sentence in describe_overlong(lines, period):
             screen.warn(sentence)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from rafay_simulator import Simulator
 
+sys.dont_write_bytecode = True  # no __pycache__ beside the script
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "ncp_metrics.py"
 NOW = "2026-07-01T00:00:00Z"
@@ -56,7 +58,7 @@ def command(*flags: str, constants: tuple[str, ...] = QUICK, now: str = NOW) -> 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """An empty directory for the files of a run."""
+    """Make an empty directory for the files of a run."""
     path = tmp_path / "out"
     path.mkdir()
     return path

@@ -637,7 +637,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         environ = {**os.environ, **simulator.environ}
         environ.pop("RAFAY_OPS_CONSOLE_URL", None)
         try:
-            child = subprocess.Popen(command, env=environ)  # noqa: S603 - what the caller typed
+            child = subprocess.Popen(command, env=environ)
         except FileNotFoundError:
             print(f"rafay_simulator: {command[0]}: command not found", file=sys.stderr)
             return 127

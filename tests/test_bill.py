@@ -1,0 +1,342 @@
+"""The program as a command: whole files, what it prints, exit statuses, what it asks for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import pty
+import subprocess
+import sys
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NOW, RAW, ROOT, SCRIPT, SORTED, Run, command, environment
+from rafay_simulator import (
+    DEFAULT_KEY,
+    PARTNER_KEY,
+    Behaviour,
+    Partner,
+    Simulator,
+    fixed,
+    organization,
+)
+
+HEADER = (
+    "organization,organization_id,project,profile_type,profile,instance,instance_id,status,"
+    "created_at,parameters,period_start,period_end,usage_hours,billing_rate,billing_amount,currency"
+)
+PERIOD = "2026-06-01T00:00:00Z,2026-07-01T00:00:00Z"
+PRICES = "profile,hourly_rate\ngpu,2.50\nfree,0\nnotebook,0.333\n"
+
+
+def usage(organization_id: str, instance: str, profile: str, hours: str, **more: Any) -> Any:
+    """Return a usage record as the API sends it."""
+    return {
+        "instance_organization_id": organization_id,
+        "instance_organization_name": "as the record says",
+        "instance_project_name": "research",
+        "profile_name": profile,
+        "instance_id": f"id-{instance}",
+        "instance_name": instance,
+        "created_at": "2026-06-02T08:51:41Z",
+        "usage": hours,
+        **more,
+    }
+
+
+PARAMETERS = [
+    {"name": "GPU", "usage": "20.59h", "is_label": True, "raw_usage": 20.59, "label_value": "1"},
+    {"name": "storage_size", "usage": "1200.00h", "is_label": False, "raw_usage": 1200.0},
+]
+SMALL = Partner(
+    [
+        organization("o2", "northwind"),
+        organization("o3", "Empty"),
+        organization("o1", "Fabrikam, Inc."),
+        organization("o4", 'Ørsted "Øst"'),
+    ],
+    fixed(
+        compute=[
+            usage("o2", "train-2", "gpu", "20.59h", parameters=PARAMETERS),
+            usage("o2", "train-1", "gpu", "0.01h", status="running"),
+            usage("o1", "=HYPERLINK()", "free", "5h", parameters=None),
+            usage("o4", "a", "gpu", "", raw_usage=0.125, deleted_at="2026-06-03T00:00:00Z"),
+        ],
+        service=[usage("o1", "lab", "notebook", "10.50h")],
+    ),
+)
+RAW_LINES = [
+    f"northwind,o2,research,compute,gpu,train-2,id-train-2,,2026-06-02T08:51:41Z,"
+    f"GPU=1; storage_size=1200.00h,{PERIOD},20.59,2.50,51.48,USD",
+    f"northwind,o2,research,compute,gpu,train-1,id-train-1,running,2026-06-02T08:51:41Z,,{PERIOD},"
+    f"0.01,2.50,0.03,USD",
+    f'"Fabrikam, Inc.",o1,research,compute,free,\'=HYPERLINK(),id-=HYPERLINK(),,'
+    f"2026-06-02T08:51:41Z,,{PERIOD},5.00,0,0.00,USD",
+    f'"Fabrikam, Inc.",o1,research,service,notebook,lab,id-lab,,2026-06-02T08:51:41Z,,{PERIOD},'
+    f"10.50,0.333,3.50,USD",
+    f'"Ørsted ""Øst""",o4,research,compute,gpu,a,id-a,deleted,2026-06-02T08:51:41Z,,{PERIOD},'
+    f"0.13,2.50,0.33,USD",
+]
+SORTED_LINES = [RAW_LINES[2], RAW_LINES[3], RAW_LINES[1], RAW_LINES[0], RAW_LINES[4]]
+SUMMARY = """\
+Usage from 2026-06-01T00:00:00Z to 2026-07-01T00:00:00Z
+
+Organization         Instances  Hours  Amount (USD)
+northwind (o2)               2  20.60         51.51
+Fabrikam, Inc. (o1)          2  15.50          3.50
+Ørsted "Øst" (o4)            1   0.13          0.33
+Total                        5  36.23         55.34
+
+Organizations without usage: 1 of 4
+"""
+
+
+def text(lines: list[str]) -> str:
+    """Return the text of a file with these lines."""
+    return "".join(f"{line}\n" for line in [HEADER, *lines])
+
+
+def test_a_run_writes_the_raw_and_the_sorted_file_and_prints_the_summary(
+    run: Run, directory: Path
+) -> None:
+    with Simulator(SMALL) as simulator:
+        result = run(simulator=simulator, prices=PRICES)
+    assert (result.status, result.stderr) == (0, "")
+    assert result.files == {RAW: text(RAW_LINES), SORTED: text(SORTED_LINES)}
+    paths = f"Raw file: {directory / RAW}\nSorted file: {directory / SORTED}\n"
+    assert result.stdout == SUMMARY + paths
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(Behaviour(), id="plain"),
+        pytest.param(Behaviour(count="page"), id="count is the page's"),
+        pytest.param(Behaviour(count="absent"), id="no count"),
+        pytest.param(Behaviour(count="page", max_limit=1), id="limit lowered, count the page's"),
+        pytest.param(Behaviour(max_limit=1), id="limit lowered, count the total"),
+        pytest.param(Behaviour(empty="null"), id="an empty list is null"),
+        pytest.param(Behaviour(empty="absent"), id="an empty list is left out with its count"),
+        pytest.param(Behaviour(organization_list="items"), id="organizations are items"),
+        pytest.param(Behaviour(slash_redirect=True), id="a path without slash is redirected"),
+        pytest.param(Behaviour(gzip=False, chunked=False), id="answers are plain"),
+    ],
+)
+@pytest.mark.parametrize("workers", ["1", "8"])
+def test_the_same_answers_give_the_same_bytes_whatever_the_api_is_like(
+    run: Run, behaviour: Behaviour, workers: str
+) -> None:
+    with Simulator(SMALL, behaviour) as simulator:
+        result = run(simulator=simulator, prices=PRICES, WORKERS=workers)
+    assert (result.status, result.stderr) == (0, "")
+    assert result.files == {RAW: text(RAW_LINES), SORTED: text(SORTED_LINES)}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        pytest.param(
+            Behaviour(honour_offset=False, count="page"), "the API ignores offset", id="offset"
+        ),
+        pytest.param(
+            Behaviour(honour_filter=False),
+            "the filter by organization was ignored",
+            id="organization filter",
+        ),
+    ],
+)
+def test_a_query_that_the_api_ignores_is_an_error(
+    run: Run, behaviour: Behaviour, message: str
+) -> None:
+    with Simulator(SMALL, behaviour) as simulator:
+        result = run(simulator=simulator, prices=PRICES)
+    assert (result.status, result.stdout, result.files) == (1, "", {})
+    assert message in result.stderr
+
+
+def test_usage_without_a_price_stays_in_the_files_and_ends_with_status_3(run: Run) -> None:
+    with Simulator(SMALL) as simulator:
+        result = run(simulator=simulator, prices="profile,hourly_rate\ngpu-x1,1\nnotebook,0.333\n")
+    sentence = (
+        "profile gpu has no price: 20.73 hours (instances: 3) are not billed; "
+        "the nearest name in the price book is gpu-x1"
+    )
+    assert result.status == 3
+    assert f"ncp_metrics: warning: {sentence}\n" in result.stderr
+    assert f"Not billed: {sentence}\n" in result.stdout
+    assert f"{PERIOD},20.59,,,USD\n" in result.raw
+    assert len(result.raw.splitlines()) == len(RAW_LINES) + 1
+
+
+def test_a_profile_without_a_price_that_ran_no_hours_is_told_but_is_no_failure(run: Run) -> None:
+    partner = Partner([organization("o1", "A")], fixed(compute=[usage("o1", "i", "gpu", "0.00h")]))
+    with Simulator(partner) as simulator:
+        result = run(simulator=simulator, prices="profile,hourly_rate\n")
+    assert result.status == 0
+    assert "profile gpu has no price: 0.00 hours (instances: 1)" in result.stderr
+    assert "the book is empty" in result.stderr
+
+
+def test_more_hours_than_the_period_has_are_billed_with_a_warning(run: Run) -> None:
+    records = [usage("o1", "i", "gpu", "720.00h"), usage("o1", "j", "gpu", "720.01h")]
+    partner = Partner([organization("o1", "A")], fixed(compute=records))
+    with Simulator(partner) as simulator:
+        result = run(simulator=simulator, prices=PRICES)
+    assert result.status == 0
+    assert "more hours than the period has: 1; the first is j (id-j) of A, 720.01" in result.stderr
+
+
+def test_no_organizations_at_all_is_an_error_and_not_an_empty_bill(run: Run) -> None:
+    with Simulator(Partner([], fixed())) as simulator:
+        result = run(simulator=simulator)
+    assert (result.status, result.files) == (1, {})
+    assert "none is listed" in result.stderr
+
+
+def test_quiet_leaves_stdout_empty(run: Run) -> None:
+    with Simulator(SMALL) as simulator:
+        result = run("--quiet", simulator=simulator, prices="profile,hourly_rate\n")
+    assert (result.status, result.stdout, len(result.files)) == (3, "", 2)
+    assert "has no price" in result.stderr
+
+
+def test_every_line_of_the_shipped_example_can_be_worked_out_again_from_the_price_book(
+    run: Run,
+) -> None:
+    with open(ROOT / "pricing.csv", encoding="utf-8") as file:
+        lines = [line for line in file if line.strip() and not line.startswith("#")]
+    book = {row["profile"]: row["hourly_rate"] for row in csv.DictReader(lines)}
+    with Simulator() as simulator:
+        result = run(simulator=simulator)
+    assert result.status == 0
+    rows = list(csv.DictReader(io.StringIO(result.raw, newline="")))
+    assert len(rows) == 35
+    for row in rows:
+        assert row["billing_rate"] == book[row["profile"]]
+        amount = Decimal(row["usage_hours"]) * Decimal(row["billing_rate"])
+        assert row["billing_amount"] == str(amount.quantize(Decimal("0.01"), ROUND_HALF_UP))
+    assert sorted(result.raw.splitlines()) == sorted(result.sorted.splitlines())
+
+
+def test_both_keys_are_sent_to_where_they_belong_and_one_request_is_made_for_each_page(
+    run: Run,
+) -> None:
+    with Simulator(SMALL) as ops, Simulator(SMALL) as console:
+        run(simulator=console, prices=PRICES, RAFAY_OPS_CONSOLE_URL=ops.url)
+    assert {request.path for request in ops.requests} == {"/auth/v1/organizations"}
+    for request in ops.requests:
+        assert request.headers["x-rafay-api-keyid"] == PARTNER_KEY
+        assert "x-api-key" not in request.headers
+    for request in console.requests:
+        assert request.headers["x-api-key"] == DEFAULT_KEY
+        assert "x-rafay-api-keyid" not in request.headers
+        assert request.query["range_from"] == "2026-06-01T00:00:00Z"
+        assert request.query["range_to"] == NOW
+    assert len(console.requests) == 2 + 4 * 2
+    assert [request.query["limit"] for request in console.requests[:2]] == ["1", "1"]
+
+
+def test_the_command_itself_runs_with_the_clock_of_the_machine(directory: Path) -> None:
+    with Simulator() as simulator:
+        done = subprocess.run(
+            [sys.executable, SCRIPT, "--days", "1"],
+            cwd=directory,
+            env=environment(simulator.environ),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    raw, sorted_ = sorted(directory.iterdir())
+    assert str(raw) in done.stdout
+    assert sorted_.name == raw.name.replace("ncp-metrics-", "ncp-metrics-sorted-")
+    with open(raw, encoding="utf-8", newline="") as file:
+        row = next(csv.DictReader(file))
+    end = row["period_end"]
+    assert (
+        raw.name == f"ncp-metrics-{end[5:7]}{end[8:10]}{end[:4]}-{end[11:19].replace(':', '')}.csv"
+    )
+
+
+def test_names_that_are_taken_are_left_alone(run: Run, directory: Path) -> None:
+    (directory / RAW).write_text("mine")
+    (directory / SORTED.replace("-000000", "-000001")).write_text("mine, too")
+    with Simulator(SMALL) as simulator:
+        result = run(simulator=simulator, prices=PRICES)
+    assert result.files == {
+        RAW: "mine",
+        SORTED.replace("-000000", "-000001"): "mine, too",
+        RAW.replace("-000000", "-000002"): text(RAW_LINES),
+        SORTED.replace("-000000", "-000002"): text(SORTED_LINES),
+    }
+
+
+def test_progress_is_shown_on_a_terminal_and_removed_at_the_end(directory: Path) -> None:
+    leader, follower = pty.openpty()
+    with Simulator() as simulator:
+        process = subprocess.Popen(
+            command(), cwd=directory, env=environment(simulator.environ), stderr=follower
+        )
+        os.close(follower)
+        assert process.wait() == 0
+    shown = os.read(leader, 10000).decode()
+    os.close(leader)
+    assert shown.startswith("\r\x1b[K")
+    assert "records" in shown
+    assert shown.endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "output"),
+    [
+        (["--version"], 0, "ncp_metrics 1.0.0\n"),
+        (["--help"], 0, "RAFAY_CONSOLE_URL"),
+    ],
+)
+def test_help_and_version_need_no_settings(
+    directory: Path, arguments: list[str], status: int, output: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        cwd=directory,
+        env=environment({}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, "")
+    assert output in done.stdout
+
+
+def test_everything_that_is_wrong_is_told_at_once_before_anything_is_asked(
+    run: Run, tmp_path: Path
+) -> None:
+    with Simulator() as simulator:
+        result = run(
+            "--days=0",
+            simulator=simulator,
+            prices="profile,hourly_rate\ngpu,-1\ngpu,x\n",
+            PARTNER_API_KEY=" ",
+            WORKERS="33",
+        )
+    assert not simulator.requests
+    assert (result.status, result.stdout, result.files) == (2, "", {})
+    book = tmp_path / "prices.csv"
+    assert result.stderr.splitlines() == [
+        "ncp_metrics: error: PARTNER_API_KEY is not set: it is the API key that lists "
+        "organizations",
+        "ncp_metrics: error: --days: '0' is not a whole number from 1 to 3650",
+        "ncp_metrics: error: WORKERS: '33' is not a whole number from 1 to 32",
+        f"ncp_metrics: error: {book}: line 2: hourly_rate '-1' is not a plain decimal such as 2.50",
+        f"ncp_metrics: error: {book}: line 3: hourly_rate 'x' is not a plain decimal such as 2.50",
+    ]
+
+
+def test_an_unknown_flag_is_one_line_that_points_to_help(run: Run) -> None:
+    result = run("--dayz=3")
+    assert (result.status, result.stdout) == (2, "")
+    assert result.stderr == (
+        "ncp_metrics: error: unrecognized arguments: --dayz=3; --help lists the flags\n"
+    )

@@ -1,0 +1,127 @@
+"""README, .env.example, --help, requirements.txt and the script say the same."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SCRIPT, environment
+from rafay_simulator import small_partner
+
+import ncp_metrics
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
+VARIABLES = [setting.variable for setting in ncp_metrics.SETTINGS]
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the cells of the first table below a heading of the README, without its header."""
+    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def help_text() -> str:
+    """Return what --help prints."""
+    return subprocess.run(
+        [sys.executable, SCRIPT, "--help"],
+        env=environment({"COLUMNS": "300"}),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_the_readme_has_each_setting_with_its_flag_and_default() -> None:
+    told = [[variable, flag, default] for variable, flag, default, _ in table("Settings")]
+    assert told == [
+        [
+            setting.variable,
+            setting.flag,
+            setting.default.replace("pricing.csv beside", "pricing.csv` beside"),
+        ]
+        for setting in ncp_metrics.SETTINGS
+    ]
+
+
+def test_the_example_of_the_environment_has_each_variable_in_the_same_order() -> None:
+    assert re.findall(r"^([A-Z_]+)=", EXAMPLE, re.MULTILINE) == VARIABLES
+
+
+def test_help_has_each_variable_each_flag_and_each_exit_status() -> None:
+    text = help_text()
+    environment_part = text.split("\nenvironment ", 1)[1]
+    assert re.findall(r"^  ([A-Z_]+) ", environment_part, re.MULTILINE) == VARIABLES
+    for setting in ncp_metrics.SETTINGS:
+        assert not setting.flag or f"{setting.flag} {setting.variable}" in text
+    for status, meaning in ncp_metrics.EXIT_STATUSES:
+        assert re.search(rf"^  {status} +{re.escape(meaning)}$", text, re.MULTILINE)
+
+
+def test_each_flag_is_in_the_readme() -> None:
+    for flag in re.findall(r"(?<!\w)--[a-z-]+", help_text()):
+        assert f"`{flag}`" in README
+
+
+def test_the_readme_has_the_exit_statuses_of_the_script() -> None:
+    assert [tuple(row) for row in table("Exit status")] == list(ncp_metrics.EXIT_STATUSES)
+
+
+def test_the_readme_has_the_columns_of_the_files() -> None:
+    assert tuple(row[0] for row in table("The two files")) == ncp_metrics.COLUMNS
+
+
+def test_the_readme_has_the_columns_of_the_price_book() -> None:
+    told = [(name, needed == "required") for name, needed, _ in table("The price book")]
+    assert [name for name, needed in told if needed] == list(ncp_metrics.REQUIRED_COLUMNS)
+    assert [name for name, needed in told if not needed] == list(ncp_metrics.OPTIONAL_COLUMNS)
+
+
+def test_inline_metadata_and_requirements_name_the_same_dependencies() -> None:
+    script = SCRIPT.read_text(encoding="utf-8")
+    block = re.search(r"^# /// script$(.*?)^# ///$", script, re.MULTILINE | re.DOTALL)
+    assert block
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+    assert re.findall(r'^#     "(.*)",$', block.group(1), re.MULTILINE) == requirements
+    assert '# requires-python = ">=3.9"' in block.group(1)
+
+
+def test_the_example_can_be_sourced_and_leaves_the_defaults() -> None:
+    command = "set -a; . ./.env.example; set +a; env"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=ROOT,
+        env=environment({}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    environ = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    told, problems = ncp_metrics.read_settings({}, environ)
+    default, same_problems = ncp_metrics.read_settings({}, {})
+    assert (told, problems) == (default, same_problems)
+
+
+def test_the_shipped_price_book_prices_every_profile_of_the_stand_in() -> None:
+    book, problems = ncp_metrics.read_price_book(ROOT / "pricing.csv", "USD")
+    start, end = ncp_metrics.last_days(30, ncp_metrics.parse_instant("2026-07-01"))
+    records = [
+        record for kind in ncp_metrics.KINDS for record in small_partner().records(kind, start, end)
+    ]
+    assert not problems
+    assert {record["profile_name"] for record in records} == set(book)
+
+
+@pytest.mark.parametrize("message", [row[0] for row in table("When something goes wrong")])
+def test_each_message_of_the_readme_is_one_of_the_script(message: str) -> None:
+    told = SCRIPT.read_text(encoding="utf-8").replace('"\n', "")
+    for part in re.split(r"`, `| \.\.\. ", message):
+        words = re.sub(
+            r"HTTP \d+|Name or service not known|Connection refused|a directory .*", "", part
+        )
+        words = re.sub(r"^[A-Z_]+ |\b(N|M|10 s|60 s)\b", "{}", words)
+        pattern = ".+?".join(re.escape(word) for word in words.split("{}"))
+        assert re.search(pattern, told), part
