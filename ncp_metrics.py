@@ -14,6 +14,12 @@ lines -> files -> summary. README.md is the manual.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    # The imports take a moment: until `main` listens, Ctrl-C ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import csv
 import decimal
@@ -24,7 +30,6 @@ import queue
 import random
 import re
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -787,7 +792,7 @@ class Client:
             try:
                 with self._send(session, endpoint, url, query) as response:
                     body = read_body(response)
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
                 raise explain_failure(error, endpoint) from None
             if "location" not in response.headers or not 300 <= response.status_code < 400:
                 self._check_status(response, body, endpoint)
@@ -875,6 +880,8 @@ def explain_failure(error: Exception, endpoint: Endpoint) -> Exception:
         reason = f"no answer within {READ_SECONDS:g} s"
     elif isinstance(error, requests.exceptions.ContentDecodingError):
         reason = "the answer cannot be decompressed"
+    elif isinstance(error, requests.exceptions.ChunkedEncodingError):
+        reason = "the answer was cut off"
     lasting = isinstance(error, ValueError) or not isinstance(
         error, (requests.RequestException, urllib3.exceptions.HTTPError)
     )  # an impossible URL; a REQUESTS_CA_BUNDLE that does not exist

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from example import NOW, RAW, SORTED
 from rafay_simulator import Simulator
 
 sys.dont_write_bytecode = True  # no __pycache__ beside the script
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "ncp_metrics.py"
-NOW = "2026-07-01T00:00:00Z"
-RAW, SORTED = "ncp-metrics-07012026-000000.csv", "ncp-metrics-sorted-07012026-000000.csv"
 # Fault tests wait as the program does, only shorter.
 QUICK = ("BACKOFF_SECONDS=0.01", "RETRY_AFTER_SECONDS=0.05")
 

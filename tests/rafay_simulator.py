@@ -346,7 +346,12 @@ class Reply:
 
 def json_reply(answer: Any, status: int = 200) -> Reply:
     """Write an answer in JSON, compact and in UTF-8."""
-    return Reply(status, json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode())
+    return Reply(
+        status,
+        json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode(
+            "utf-8", "surrogatepass"
+        ),
+    )
 
 
 class RefusedError(Exception):

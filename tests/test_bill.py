@@ -10,10 +10,10 @@ import subprocess
 import sys
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import NOW, RAW, ROOT, SCRIPT, SORTED, Run, command, environment
+from conftest import ROOT, SCRIPT, Run, command, environment
+from example import FILES, NOW, PERIOD, PRICES, RAW, SMALL, SORTED, usage
 from rafay_simulator import (
     DEFAULT_KEY,
     PARTNER_KEY,
@@ -24,63 +24,6 @@ from rafay_simulator import (
     organization,
 )
 
-HEADER = (
-    "organization,organization_id,project,profile_type,profile,instance,instance_id,status,"
-    "created_at,parameters,period_start,period_end,usage_hours,billing_rate,billing_amount,currency"
-)
-PERIOD = "2026-06-01T00:00:00Z,2026-07-01T00:00:00Z"
-PRICES = "profile,hourly_rate\ngpu,2.50\nfree,0\nnotebook,0.333\n"
-
-
-def usage(organization_id: str, instance: str, profile: str, hours: str, **more: Any) -> Any:
-    """Return a usage record as the API sends it."""
-    return {
-        "instance_organization_id": organization_id,
-        "instance_organization_name": "as the record says",
-        "instance_project_name": "research",
-        "profile_name": profile,
-        "instance_id": f"id-{instance}",
-        "instance_name": instance,
-        "created_at": "2026-06-02T08:51:41Z",
-        "usage": hours,
-        **more,
-    }
-
-
-PARAMETERS = [
-    {"name": "GPU", "usage": "20.59h", "is_label": True, "raw_usage": 20.59, "label_value": "1"},
-    {"name": "storage_size", "usage": "1200.00h", "is_label": False, "raw_usage": 1200.0},
-]
-SMALL = Partner(
-    [
-        organization("o2", "northwind"),
-        organization("o3", "Empty"),
-        organization("o1", "Fabrikam, Inc."),
-        organization("o4", 'Ørsted "Øst"'),
-    ],
-    fixed(
-        compute=[
-            usage("o2", "train-2", "gpu", "20.59h", parameters=PARAMETERS),
-            usage("o2", "train-1", "gpu", "0.01h", status="running"),
-            usage("o1", "=HYPERLINK()", "free", "5h", parameters=None),
-            usage("o4", "a", "gpu", "", raw_usage=0.125, deleted_at="2026-06-03T00:00:00Z"),
-        ],
-        service=[usage("o1", "lab", "notebook", "10.50h")],
-    ),
-)
-RAW_LINES = [
-    f"northwind,o2,research,compute,gpu,train-2,id-train-2,,2026-06-02T08:51:41Z,"
-    f"GPU=1; storage_size=1200.00h,{PERIOD},20.59,2.50,51.48,USD",
-    f"northwind,o2,research,compute,gpu,train-1,id-train-1,running,2026-06-02T08:51:41Z,,{PERIOD},"
-    f"0.01,2.50,0.03,USD",
-    f'"Fabrikam, Inc.",o1,research,compute,free,\'=HYPERLINK(),id-=HYPERLINK(),,'
-    f"2026-06-02T08:51:41Z,,{PERIOD},5.00,0,0.00,USD",
-    f'"Fabrikam, Inc.",o1,research,service,notebook,lab,id-lab,,2026-06-02T08:51:41Z,,{PERIOD},'
-    f"10.50,0.333,3.50,USD",
-    f'"Ørsted ""Øst""",o4,research,compute,gpu,a,id-a,deleted,2026-06-02T08:51:41Z,,{PERIOD},'
-    f"0.13,2.50,0.33,USD",
-]
-SORTED_LINES = [RAW_LINES[2], RAW_LINES[3], RAW_LINES[1], RAW_LINES[0], RAW_LINES[4]]
 SUMMARY = """\
 Usage from 2026-06-01T00:00:00Z to 2026-07-01T00:00:00Z
 
@@ -94,18 +37,13 @@ Organizations without usage: 1 of 4
 """
 
 
-def text(lines: list[str]) -> str:
-    """Return the text of a file with these lines."""
-    return "".join(f"{line}\n" for line in [HEADER, *lines])
-
-
 def test_a_run_writes_the_raw_and_the_sorted_file_and_prints_the_summary(
     run: Run, directory: Path
 ) -> None:
     with Simulator(SMALL) as simulator:
         result = run(simulator=simulator, prices=PRICES)
     assert (result.status, result.stderr) == (0, "")
-    assert result.files == {RAW: text(RAW_LINES), SORTED: text(SORTED_LINES)}
+    assert result.files == FILES
     paths = f"Raw file: {directory / RAW}\nSorted file: {directory / SORTED}\n"
     assert result.stdout == SUMMARY + paths
 
@@ -132,7 +70,7 @@ def test_the_same_answers_give_the_same_bytes_whatever_the_api_is_like(
     with Simulator(SMALL, behaviour) as simulator:
         result = run(simulator=simulator, prices=PRICES, WORKERS=workers)
     assert (result.status, result.stderr) == (0, "")
-    assert result.files == {RAW: text(RAW_LINES), SORTED: text(SORTED_LINES)}
+    assert result.files == FILES
 
 
 @pytest.mark.parametrize(
@@ -168,7 +106,7 @@ def test_usage_without_a_price_stays_in_the_files_and_ends_with_status_3(run: Ru
     assert f"ncp_metrics: warning: {sentence}\n" in result.stderr
     assert f"Not billed: {sentence}\n" in result.stdout
     assert f"{PERIOD},20.59,,,USD\n" in result.raw
-    assert len(result.raw.splitlines()) == len(RAW_LINES) + 1
+    assert len(result.raw.splitlines()) == len(FILES[RAW].splitlines())
 
 
 def test_a_profile_without_a_price_that_ran_no_hours_is_told_but_is_no_failure(run: Run) -> None:
@@ -268,8 +206,8 @@ def test_names_that_are_taken_are_left_alone(run: Run, directory: Path) -> None:
     assert result.files == {
         RAW: "mine",
         SORTED.replace("-000000", "-000001"): "mine, too",
-        RAW.replace("-000000", "-000002"): text(RAW_LINES),
-        SORTED.replace("-000000", "-000002"): text(SORTED_LINES),
+        RAW.replace("-000000", "-000002"): FILES[RAW],
+        SORTED.replace("-000000", "-000002"): FILES[SORTED],
     }
 
 
