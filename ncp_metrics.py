@@ -31,10 +31,11 @@ import random
 import re
 import shutil
 import socket
+import ssl
 import sys
-import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -61,7 +62,7 @@ READ_SECONDS = 60.0  # of silence; Rafay's recorded example took 2.7 s
 ATTEMPTS = 6
 BACKOFF_SECONDS = 0.5  # before the second attempt, doubled before each further one
 RETRY_AFTER_SECONDS = 30.0  # the longest that a Retry-After is obeyed
-REQUEST_SECONDS = 900.0  # for one request with all its attempts, whatever the server does
+SILENCE_SECONDS = 900.0  # without an answer to any request, whatever the server does
 MAX_REDIRECTS = 5
 MAX_ANSWER_BYTES = 64 * 2**20
 MAX_PAGES = 10_000  # of one list
@@ -118,6 +119,10 @@ class ApiError(Failure):
     """The API could not be had, or its answer cannot be billed."""
 
 
+class Unsettled(ApiError):
+    """A list contradicts itself: it may have changed while it was read."""
+
+
 class OutputError(Failure):
     """The files could not be written."""
 
@@ -136,6 +141,12 @@ class Stopped(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.signal_number = signal_number
+
+
+def ignore_signals() -> None:
+    """Let no signal stop what must be finished now, such as cleaning up, up to the very end."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 class Period(NamedTuple):
@@ -161,11 +172,18 @@ class Organization(NamedTuple):
         """What makes two rows of a list the same organization."""
         return self.id
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.id})"
+
 
 class Record(NamedTuple):
-    """The metered usage of one instance: `hours` are hours, the rest is text as metered."""
+    """The metered usage of one instance: `hours` are billed, the text is as metered.
+
+    `raw_usage` is kept to tell two records apart.
+    """
 
     organization_id: str
+    organization_name: str
     project: str
     profile: str
     instance: str
@@ -174,11 +192,15 @@ class Record(NamedTuple):
     created_at: str
     parameters: str
     hours: Decimal
+    raw_usage: Decimal | int | None
 
     @property
     def key(self) -> tuple[str, str]:
         """What makes two rows of a list the same instance."""
         return self.organization_id, self.instance_id
+
+    def __str__(self) -> str:
+        return f"instance {self.instance} ({self.instance_id})"
 
 
 class Line(NamedTuple):
@@ -235,6 +257,12 @@ SETTINGS = (
     Setting("PRICING_FILE", "--pricing", "pricing.csv beside the script", "the price book"),
     Setting("OUTPUT_DIR", "--output-dir", "the working directory", "where the two files go"),
     Setting("WORKERS", "", "8", "requests in flight at once: 1 to 32"),
+    Setting(
+        "RECONCILE",
+        "--no-reconcile",
+        "1",
+        "compare with the usage of the whole partner: 1, or 0 to skip it",
+    ),
 )
 EXIT_STATUSES = (
     ("0", "both files written, all usage priced"),
@@ -258,6 +286,7 @@ class Settings:
     pricing_file: Path
     output_dir: Path
     workers: int
+    reconciling: bool
 
 
 class Parser(argparse.ArgumentParser):
@@ -268,30 +297,39 @@ class Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message}; --help lists the flags")
 
 
-def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; raises SettingsError, or SystemExit after --help and --version."""
-    rows = [(s.variable, f"{s.meaning} (default: {s.default})") for s in SETTINGS]
+def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Return the flags, and what is wrong with the rest of the command line.
+
+    Raises SettingsError, or SystemExit after --help and --version.
+    """
+    defaults = [(REQUIRED if s.default == REQUIRED else f"default: {s.default}") for s in SETTINGS]
     parser = Parser(
         prog="ncp_metrics",
         description="Bill the usage metered by a Rafay partner: hours x price, as two CSV files.",
         epilog="environment (a flag of the same meaning wins; blank counts as unset):\n"
-        + "".join(f"  {name:<22} {text}\n" for name, text in rows).replace("default: req", "req")
+        + "".join(f"  {s.variable:<22} {s.meaning} ({d})\n" for s, d in zip(SETTINGS, defaults))
         + "\nexit status:\n"
         + "".join(f"  {status:<9} {meaning}\n" for status, meaning in EXIT_STATUSES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     for setting in SETTINGS:
-        if setting.flag:
+        if setting.flag == "--no-reconcile":
+            help_text = "do not compare with the usage of the whole partner"
             parser.add_argument(
-                setting.flag,
-                dest=setting.variable,
-                metavar=setting.variable,
-                help=f"{setting.meaning} (default: {setting.default})",
+                setting.flag, dest="RECONCILE", action="store_const", const="0", help=help_text
+            )
+        elif setting.flag:
+            help_text = f"{setting.meaning} (default: {setting.default})"
+            parser.add_argument(
+                setting.flag, dest=setting.variable, metavar=setting.variable, help=help_text
             )
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser.parse_args(argv)
+    flags, unknown = parser.parse_known_args(argv)
+    # What stands behind an unknown flag may be an API key.
+    names = [text.partition("=")[0] for text in unknown if text.startswith("-")] or unknown[:1]
+    return flags, [f"unknown argument {name}: --help lists the flags" for name in names]
 
 
 def read_settings(
@@ -324,15 +362,10 @@ def read_settings(
         days=read("DAYS", whole_number(1, 3650), 30),
         currency=read("CURRENCY", check_currency, "USD"),
         pricing_file=read("PRICING_FILE", Path, Path(__file__).with_name("pricing.csv")),
-        output_dir=read("OUTPUT_DIR", Path, Path()),
+        output_dir=read("OUTPUT_DIR", check_directory, Path()),
         workers=read("WORKERS", whole_number(1, 32), 8),
+        reconciling=bool(read("RECONCILE", whole_number(0, 1), 1)),
     )
-    if not settings.output_dir.is_dir():
-        problems.append(
-            f"OUTPUT_DIR: {settings.output_dir} is not a directory: create it, or name another"
-        )
-    elif not os.access(settings.output_dir, os.W_OK | os.X_OK):
-        problems.append(f"OUTPUT_DIR: {settings.output_dir} cannot be written to")
     return settings, problems
 
 
@@ -361,10 +394,10 @@ def check_console_url(text: str) -> str:
     try:
         url = urlsplit(f"{scheme}://{rest.rstrip('/')}")
         host, port = url.hostname or "", url.port
+        if port == 0 or (rest.startswith("[") and ip_address(host).version == 4):
+            raise ValueError
     except ValueError:
         raise ValueError("has an impossible address or port") from None
-    if port == 0:
-        raise ValueError("has an impossible address or port")
     if scheme == "http" and not is_loopback(host):
         raise ValueError("is http:// and would send the API key in clear: use https://")
     return url.geturl()
@@ -382,6 +415,15 @@ def check_currency(text: str) -> str:
     if text not in MINOR_UNITS:
         raise ValueError(f"{text!r} is not an ISO 4217 currency code, such as USD")
     return text
+
+
+def check_directory(text: str) -> Path:
+    """Return a directory that files can be written to; raises ValueError."""
+    if not os.path.isdir(text):
+        raise ValueError(f"{text} is not a directory: create it, or name another")
+    if not os.access(text, os.W_OK | os.X_OK):
+        raise ValueError(f"{text} cannot be written to: name another, or change its permissions")
+    return Path(text)
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
@@ -407,6 +449,8 @@ def last_days(days: int, now: datetime) -> Period:
 PriceBook = dict[str, Decimal]
 """Hourly rate, in currency units, by profile."""
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+LINE_ENDS = re.compile(r"\r\n|\n|\r")
 REQUIRED_COLUMNS = ("profile", "hourly_rate")
 OPTIONAL_COLUMNS = ("currency", "description")
 
@@ -418,7 +462,7 @@ def read_price_book(path: Path, currency: str) -> tuple[PriceBook, list[str]]:
     except OSError as error:
         return {}, [f"{path}: {error.strerror or error}: PRICING_FILE or --pricing names the book"]
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
+        line = len(LINE_ENDS.split(error.object[: error.start].decode("latin-1")))
         return {}, [f"{path}: line {line}: not UTF-8: save it as CSV UTF-8"]
     book: PriceBook = {}
     lines: dict[str, int] = {}
@@ -428,6 +472,8 @@ def read_price_book(path: Path, currency: str) -> tuple[PriceBook, list[str]]:
         try:
             if isinstance(row, csv.Error):
                 raise ValueError(f"not CSV: {row}")
+            if CONTROL.search("".join(row)):
+                raise ValueError("holds a tab or another control character")
             if not columns:
                 columns = check_columns(row)
                 continue
@@ -450,7 +496,7 @@ def read_price_book(path: Path, currency: str) -> tuple[PriceBook, list[str]]:
 def price_rows(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """Yield line number and cells of each line that is neither blank nor a comment."""
     # Line by line: no cell may hold a line break, and a stray quote must not swallow a price.
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
+    for number, line in enumerate(LINE_ENDS.split(text), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
@@ -458,7 +504,7 @@ def price_rows(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
         except csv.Error as error:
             yield number, error
         else:
-            if any(cell.strip() for cell in cells):  # a spreadsheet's blank line is ",,"
+            if any(cell.strip(" ") for cell in cells):  # a spreadsheet's blank line is ",,"
                 yield number, cells
 
 
@@ -481,8 +527,6 @@ def check_price(columns: list[str], row: list[str], currency: str) -> tuple[str,
     """Return profile and hourly rate of a line of the price book; raises ValueError."""
     if len(row) != len(columns):
         raise ValueError(f"{len(row)} cells, but the header has {len(columns)}")
-    if re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(row)):
-        raise ValueError("holds a tab or another control character")
     cells = dict(zip(columns, (cell.strip() for cell in row)))
     for name in columns:
         if not cells[name] and name != "description":
@@ -514,8 +558,7 @@ class Listing(NamedTuple):
         """Name it for a person."""
         if not self.period:
             return f"organizations ({self.path})"
-        whose = name_organization(self.organization) if self.organization else "the whole partner"
-        return f"{self.kind} usage of {whose} ({self.path})"
+        return f"{self.kind} usage of {self.organization or 'the whole partner'} ({self.path})"
 
 
 class PageRequest(NamedTuple):
@@ -531,11 +574,6 @@ class Page(NamedTuple):
 
     rows: list[Organization] | list[Record]
     counted: int | None
-
-
-def name_organization(organization: Organization) -> str:
-    """Name an organization for a person."""
-    return f"{organization.name} ({organization.id})"
 
 
 def parse_page(request: PageRequest, answer: Any) -> Page:
@@ -606,6 +644,7 @@ def parse_record(row: Any) -> Record:
     try:
         return Record(
             organization_id=text_of(row, "instance_organization_id", required=True),
+            organization_name=text_of(row, "instance_organization_name"),
             project=text_of(row, "instance_project_name"),
             profile=text_of(row, "profile_name", required=True),
             instance=text_of(row, "instance_name"),
@@ -614,10 +653,11 @@ def parse_record(row: Any) -> Record:
             created_at=created_at_of(row),
             parameters=parameters_of(row.get("parameters")),
             hours=metered_hours(row, MAX_INSTANCE_HOURS),
+            raw_usage=row.get("raw_usage"),
         )
     except ApiError as error:
-        names = " ".join(str(row.get(key)) for key in ("instance_name", "instance_id"))
-        raise ApiError(f"instance {cut_short(names)}: {error}") from None
+        names = [str(row[key]) for key in ("instance_name", "instance_id") if row.get(key)]
+        raise ApiError(f"instance {cut_short(' '.join(names))}: {error}") from None
 
 
 def text_of(row: dict[str, Any], name: str, required: bool = False) -> str:
@@ -697,13 +737,14 @@ def metered_hours(row: dict[str, Any], most: Decimal) -> Decimal:
         raise ApiError(f"negative hours: {cut_short(usage or str(raw_usage))}")
     if hours > most:
         raise ApiError(f"absurd hours: {cut_short(usage or str(raw_usage))}")
-    return EXACT.add(hours, ZERO_HOURS) if usage else EXACT.quantize(hours, ZERO_HOURS)
+    # Adding 0.00 gives two decimals at least, and takes the sign off a zero.
+    return EXACT.add(hours if usage else EXACT.quantize(hours, ZERO_HOURS), ZERO_HOURS)
 
 
 def parse_instant(text: Any) -> datetime:
     """Return an ISO 8601 time, UTC unless it has an offset, as aware UTC; raises ApiError."""
     try:
-        instant = isoparse(text)
+        instant = isoparse(text if isinstance(text, str) else "")
         if instant.tzinfo is None:
             instant = instant.replace(tzinfo=timezone.utc)
         return instant.astimezone(timezone.utc)
@@ -738,6 +779,13 @@ class Endpoint:
     key_header: str
     key: str = field(repr=False)
     key_variable: str
+
+
+class Session(requests.Session):
+    """A session that does not look at redirects: the Client follows them, on one host only."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Find none."""
 
 
 class Client:
@@ -776,9 +824,9 @@ class Client:
             try:
                 return parse_page(request, self._get(session, endpoint, listing.path, query))
             except ApiError as error:
-                raise ApiError(f"{listing}: {error}") from None
+                raise ApiError(f"{listing}: {self._redact(str(error))}") from None
             except Transient as error:
-                reason = str(error)
+                reason = self._redact(str(error))
                 if attempt < ATTEMPTS and self.stopping.wait(back_off(attempt, error.retry_after)):
                     break
         raise ApiError(f"{listing}: {reason}; gave up after {attempt} attempts")
@@ -799,6 +847,11 @@ class Client:
                 return decode_body(body)
             url, query = redirect_target(response, endpoint), {}
         raise ApiError(f"more than {MAX_REDIRECTS} redirects")
+
+    def _redact(self, text: str) -> str:
+        """Take the API keys out of a text: a server may repeat what it was sent."""
+        keys = "|".join(re.escape(key) for key in (self.usage.key, self.organizations.key))
+        return re.sub(rf"(?<!\w)({keys})(?!\w)", "[API key]", text)
 
     def _send(
         self, session: requests.Session, endpoint: Endpoint, url: str, query: dict[str, str]
@@ -824,10 +877,8 @@ class Client:
         status = response.status_code
         if status == 200:
             return
-        said = body.decode("utf-8", "replace").strip()
-        for key in (self.usage.key, self.organizations.key):
-            said = said.replace(key, "[API key]")
-        reason = f"HTTP {status}" + (f", {cut_short(' '.join(said.split()))}" if said else "")
+        said = cut_short(" ".join(body.decode("utf-8", "replace").split()))
+        reason = f"HTTP {status}, {said}" if said else f"HTTP {status}"
         if status == 429 or status >= 500:
             raise Transient(reason, parse_retry_after(response.headers.get("Retry-After")))
         if status in (401, 403):
@@ -861,19 +912,21 @@ def decode_body(body: bytes) -> Any:
 
 
 def explain_failure(error: Exception, endpoint: Endpoint) -> Exception:
-    """Turn an exception of requests or urllib3 into Transient or ApiError, for a person."""
+    """Turn what requests or urllib3 raised into Transient or ApiError, for a person."""
     where = f"{endpoint.url} ({endpoint.url_variable})"
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return ApiError(
-            f"{where}: its certificate is not trusted: for a private CA, let REQUESTS_CA_BUNDLE "
-            "name the file that holds the CA's certificate"
-        )
     cause: BaseException = error
     while cause.__context__:
         cause = cause.__context__
     reason = cut_short(str(getattr(cause, "strerror", None) or cause))
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return ApiError(
+            f"{where}: its certificate is not trusted: {cause.verify_message}; for a private CA, "
+            "let REQUESTS_CA_BUNDLE name the file that holds the CA's certificate"
+        )
+    if not isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError)):
+        return ApiError(f"{where}: {reason}")  # such as a REQUESTS_CA_BUNDLE that does not exist
     if isinstance(error, requests.exceptions.ProxyError):
-        reason = f"the proxy failed ({reason}): check HTTPS_PROXY and NO_PROXY"
+        reason = f"the proxy failed: {reason}: check HTTPS_PROXY and NO_PROXY"
     elif isinstance(error, requests.exceptions.ConnectTimeout):
         reason = f"no connection within {CONNECT_SECONDS:g} s"
     elif isinstance(cause, socket.timeout):
@@ -882,27 +935,25 @@ def explain_failure(error: Exception, endpoint: Endpoint) -> Exception:
         reason = "the answer cannot be decompressed"
     elif isinstance(error, requests.exceptions.ChunkedEncodingError):
         reason = "the answer was cut off"
-    lasting = isinstance(error, ValueError) or not isinstance(
-        error, (requests.RequestException, urllib3.exceptions.HTTPError)
-    )  # an impossible URL; a REQUESTS_CA_BUNDLE that does not exist
-    return ApiError(f"{where}: {reason}") if lasting else Transient(f"{where}: {reason}")
+    return Transient(f"{where}: {reason}")
 
 
 def redirect_target(response: requests.Response, endpoint: Endpoint) -> str:
-    """Return the URL that an answer redirects to; raises ApiError if it is on another host.
+    """Return the URL, on the same host, that an answer redirects to; raises ApiError.
 
-    requests itself would take the API key along to that host.
+    requests itself would take the API key along to another host. Whatever the location looks
+    like, its path is all that is taken from it.
     """
-
-    def origin(url: str) -> tuple[str, str | None, int | None]:
-        parts = urlsplit(url)
-        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
-
     try:
-        url = urljoin(response.url, response.headers["location"])
-        if origin(url) == origin(endpoint.url):
-            return url
-    except (ValueError, KeyError):
+        url = urllib3.util.parse_url(urljoin(response.url, response.headers["location"]))
+        own = urllib3.util.parse_url(endpoint.url)
+        ports = {"http": 80, "https": 443}
+        same = (url.scheme, url.host) == (own.scheme, own.host) and (
+            url.port or ports.get(url.scheme or "")
+        ) == (own.port or ports.get(own.scheme or ""))
+        if same:
+            return endpoint.url + url.request_uri
+    except (ValueError, urllib3.exceptions.LocationParseError):
         pass
     raise ApiError(
         "the answer redirects to another host, which does not get the API key: "
@@ -932,69 +983,87 @@ def back_off(attempt: int, retry_after: float | None) -> float:
 
 
 Reader = Generator[list[PageRequest], list[Page], list[Any]]
-"""Asks for pages, is sent them in the order asked, and returns all rows of its list."""
+"""Asks for pages, is sent them in the order asked, and returns all rows of its list.
+
+A generator, since it can say which pages may be asked for at the same time without knowing who
+asks for them: paging stays free of threads, and the threads of the Pool know nothing of paging.
+"""
 
 
 def read_listing(listing: Listing, count_is_total: bool) -> Reader:
-    """Follow the pages of a list and return its rows, each once, in the API's order.
+    """Return all rows of a list, each once, in the API's order; raises ApiError.
+
+    A list that contradicts itself is read once more: it may have changed in between.
+    """
+    try:
+        return (yield from follow_pages(listing, count_is_total))
+    except Unsettled:
+        return (yield from follow_pages(listing, count_is_total, again=True))
+
+
+def follow_pages(listing: Listing, count_is_total: bool, again: bool = False) -> Reader:
+    """Follow the pages of a list to its end; raises Unsettled or another ApiError.
 
     `count` is the total if another answer has shown it (`count_is_total`) or if it exceeds what
     its page holds: then the other pages are known and asked for at once. Otherwise pages follow
     one another up to an empty one, since a short page may be due to a lowered limit.
-    Raises ApiError.
     """
     rows: dict[Any, Any] = {}
-    [first] = yield [PageRequest(listing, 0, PAGE_SIZE)]
-    collect(rows, first, listing)
-    size = read = len(first.rows)
-    if first.counted is not None and (count_is_total or first.counted > size):
-        total = first.counted
-        while size and read < total:
-            check_pages(total // size, listing)
-            pages = yield [PageRequest(listing, at, size) for at in range(read, total, size)]
-            for page in pages:
-                collect(rows, page, listing)
-            read, total = total, max(total, *(page.counted or 0 for page in pages))
-        if len(rows) < total:
-            raise ApiError(f"{listing}: only {len(rows)} of the {total} counted could be read")
-    else:
-        while size:
-            check_pages(len(rows) // size, listing)
-            [page] = yield [PageRequest(listing, read, PAGE_SIZE)]
-            collect(rows, page, listing)
-            read += len(page.rows)
-            if not page.rows:
-                break
+    total: int | None = None
+    size = PAGE_SIZE
+    offsets = range(1)
+    while offsets:
+        pages = yield [PageRequest(listing, offset, size) for offset in offsets]
+        for page in pages:
+            collect(rows, page, listing, again)
+            counted, held = page.counted, len(page.rows)
+            if counted is not None and (count_is_total or counted > held):
+                total = max(total or 0, counted)
+        size = min(size, len(pages[0].rows))  # the server may have lowered the limit
+        if not size:
+            break
+        end = offsets[-1] + len(pages[-1].rows)
+        offsets = range(end, end + 1) if total is None else range(end, total, size)
+        if max(end, total or 0) // size > MAX_PAGES:
+            raise ApiError(f"{listing}: has more than {MAX_PAGES} pages: it seems to have no end")
+    if len(rows) < (total or 0):
+        raise Unsettled(f"{listing}: only {len(rows)} of the {total} counted could be read")
     return list(rows.values())
 
 
-def collect(rows: dict[Any, Any], page: Page, listing: Listing) -> None:
-    """Add the rows of the next page; raises ApiError if they contradict those before."""
+def collect(rows: dict[Any, Any], page: Page, listing: Listing, again: bool) -> None:
+    """Add the rows of the next page; raises Unsettled if they contradict those before.
+
+    A row that comes twice is a sign that rows move between pages while they are read, so that
+    another one may never come. If it comes twice when the list is read again, it counts once.
+    """
     before = len(rows)
     for row in page.rows:
         if rows.setdefault(row.key, row) != row:
-            raise ApiError(f"{listing}: {row.key} stands there twice, with different content")
+            raise Unsettled(f"{listing}: {row} is listed twice, with different content")
     if page.rows and len(rows) == before:
-        raise ApiError(f"{listing}: a page repeats earlier ones: the API ignores offset")
-
-
-def check_pages(pages: int, listing: Listing) -> None:
-    """Raise ApiError if a list has more pages than any list should have."""
-    if pages > MAX_PAGES:
-        raise ApiError(f"{listing}: has more than {MAX_PAGES} pages: it seems to have no end")
+        raise Unsettled(
+            f"{listing}: a page holds nothing new: it seems that the API ignores offset"
+        )
+    if len(rows) < before + len(page.rows) and not again:
+        raise Unsettled(f"{listing}: {page.rows[0]}, or one near it, is listed twice")
 
 
 class Pool:
-    """WORKERS threads, each with a session of its own, that get pages.
+    """WORKERS threads, each with a session of its own, that get pages for readers.
 
     They are daemons: nothing waits for a server that does not answer once the run is over.
+    `progress` is told how many readers of how many have ended, and how many rows were read.
     """
 
-    def __init__(self, client: Client, workers: int) -> None:
+    def __init__(
+        self, client: Client, workers: int, progress: Callable[[int, int, int], None]
+    ) -> None:
         self.client = client
         self.workers = workers
-        self.asked: queue.SimpleQueue[tuple[Any, PageRequest] | None] = queue.SimpleQueue()
-        self.answered: queue.SimpleQueue[tuple[Any, Page | Exception]] = queue.SimpleQueue()
+        self.progress = progress
+        self.asked: queue.SimpleQueue[tuple[int, int, PageRequest] | None] = queue.SimpleQueue()
+        self.answered: queue.SimpleQueue[tuple[int, int, Page | Exception]] = queue.SimpleQueue()
 
     def __enter__(self) -> Pool:
         for _ in range(self.workers):
@@ -1006,10 +1075,55 @@ class Pool:
         for _ in range(self.workers):
             self.asked.put(None)
 
+    def run(self, readers: Sequence[Reader]) -> list[list[Any]]:
+        """Run readers at the same time; return what each returns, in their order.
+
+        Raises ApiError as soon as one fails.
+        """
+        results: list[list[Any]] = [[] for _ in readers]
+        answers: dict[int, list[Page]] = {}
+        missing: dict[int, int] = {}
+        ended = rows = 0
+
+        def advance(index: int) -> int:
+            """Send a reader its pages and ask for the next; return 1 if it has ended instead."""
+            try:
+                reader = readers[index]
+                asks = reader.send(answers.pop(index)) if index in answers else next(reader)
+            except StopIteration as end:
+                results[index] = end.value
+                return 1
+            answers[index] = [Page([], None)] * len(asks)
+            missing[index] = len(asks)
+            for place, request in enumerate(asks):
+                self.asked.put((index, place, request))
+            return 0
+
+        for index in range(len(readers)):
+            ended += advance(index)
+        while ended < len(readers):
+            index, place, page = self._next_answer()
+            answers[index][place] = page
+            missing[index] -= 1
+            rows += len(page.rows)
+            if not missing[index]:
+                ended += advance(index)
+            self.progress(ended, len(readers), rows)
+        return results
+
+    def _next_answer(self) -> tuple[int, int, Page]:
+        try:
+            index, place, answer = self.answered.get(timeout=SILENCE_SECONDS)
+        except queue.Empty:
+            raise ApiError(f"the API has answered nothing for {SILENCE_SECONDS:g} s") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return index, place, answer
+
     def _work(self) -> None:
-        with requests.Session() as session:
+        with Session() as session:
             session.headers["User-Agent"] = f"ncp_metrics/{__version__}"
-            for ticket, request in iter(self.asked.get, None):
+            for index, place, request in iter(self.asked.get, None):
                 if self.client.stopping.is_set():
                     return
                 answer: Page | Exception
@@ -1017,105 +1131,157 @@ class Pool:
                     answer = self.client.get_page(session, request)
                 except Exception as error:  # raised again in the main thread
                     answer = error
-                self.answered.put((ticket, answer))
-
-    def ask(self, ticket: Any, request: PageRequest) -> None:
-        """Ask for a page; its answer comes with the ticket."""
-        self.asked.put((ticket, request))
-
-    def next_answer(self) -> tuple[Any, Page]:
-        """Wait for an answer to any request; raises ApiError."""
-        try:
-            ticket, answer = self.answered.get(timeout=REQUEST_SECONDS)
-        except queue.Empty:
-            raise ApiError(f"the API has answered nothing for {REQUEST_SECONDS:.0f} s") from None
-        if isinstance(answer, Exception):
-            raise answer
-        return ticket, answer
+                self.answered.put((index, place, answer))
 
 
-def read_together(
-    pool: Pool, readers: Sequence[Reader], progress: Callable[[int, int], None]
-) -> list[list[Any]]:
-    """Run readers at the same time; return what each returns, in their order.
-
-    `progress` is told how many readers have ended and how many rows were read by then.
-    Raises ApiError as soon as one fails.
-    """
-    results: list[list[Any]] = [[] for _ in readers]
-    pages: dict[int, list[Page]] = {}
-    missing: dict[int, int] = {}
-    ended = read = 0
-
-    def advance(index: int) -> int:
-        """Send a reader its pages; return 1 if it ended with them."""
-        reader = readers[index]
-        try:
-            requests_ = reader.send(pages[index]) if index in pages else next(reader)
-        except StopIteration as end:
-            results[index] = end.value
-            del pages[index]
-            return 1
-        pages[index] = [Page([], None)] * len(requests_)
-        missing[index] = len(requests_)
-        for place, request in enumerate(requests_):
-            pool.ask((index, place), request)
-        return 0
-
-    for index in range(len(readers)):
-        ended += advance(index)
-    while ended < len(readers):
-        (index, place), page = pool.next_answer()
-        pages[index][place] = page
-        missing[index] -= 1
-        read += len(page.rows)
-        if not missing[index]:
-            ended += advance(index)
-        progress(ended, read)
-    return results
+# Usage
 
 
 class Usage(NamedTuple):
-    """What one organization used of one kind."""
+    """What one organization used of one kind in one period."""
 
     organization: Organization
     kind: str
+    period: Period
     records: list[Record]
 
+    @property
+    def listing(self) -> Listing:
+        """The list that the API keeps of it."""
+        return Listing(self.kind, self.period, self.organization)
 
-def read_usage(pool: Pool, period: Period, screen: Screen) -> list[Usage]:
+
+def read_usage(
+    pool: Pool, period: Period, reconciling: bool, warn: Callable[[str], None]
+) -> list[Usage]:
     """Return the usage of each organization as listed, of compute, then of service.
 
-    Raises ApiError.
+    Organizations that are not listed follow. Raises ApiError.
     """
-
-    def progress(total: int) -> Callable[[int, int], None]:
-        return lambda ended, read: screen.progress(f"{ended} of {total} lists, {read} records")
-
-    probes = read_together(pool, [probe(Listing(kind, period)) for kind in KINDS], progress(2))
-    count_is_total = any(page.counted and page.counted > len(page.rows) for [page] in probes)
-    [organizations] = read_together(
-        pool, [read_listing(Listing("organizations"), False)], progress(1)
-    )
+    totals, count_is_total = probe(pool, period)
+    [organizations] = pool.run([read_listing(Listing("organizations"), False)])
     if not organizations:
         raise ApiError(
             f"{Listing('organizations')}: none is listed, so there is nothing to bill: "
             "does PARTNER_API_KEY belong to the partner?"
         )
-    asked = [Listing(kind, period, each) for each in organizations for kind in KINDS]
-    readers = [read_listing(listing, count_is_total) for listing in asked]
-    results = read_together(pool, readers, progress(len(asked)))
-    tenants = (each for each in organizations for _ in KINDS)
-    return [
-        Usage(organization, listing.kind, records)
-        for organization, listing, records in zip(tenants, asked, results)
-    ]
+    usage = [Usage(each, kind, period, []) for each in organizations for kind in KINDS]
+    usage = read_again(pool, usage, count_is_total)
+    for kind in KINDS if reconciling else ():
+        part = [each for each in usage if each.kind == kind]
+        if sum(len(each.records) for each in part) != totals[kind]:
+            [whole] = pool.run([read_listing(Listing(kind, period), count_is_total)])
+            part = reconcile(pool, part, whole, count_is_total, warn)
+            usage = [each for each in usage if each.kind != kind] + part
+    order = {each: place for place, each in enumerate(dict.fromkeys(u.organization for u in usage))}
+    return sorted(usage, key=lambda each: (order[each.organization], KINDS.index(each.kind)))
 
 
-def probe(listing: Listing) -> Reader:
-    """Return the page of a list that holds its first row only."""
-    [page] = yield [PageRequest(listing, 0, 1)]
-    return [page]
+def probe(pool: Pool, period: Period) -> tuple[dict[str, int | None], bool]:
+    """Ask for the first record of each kind, of the whole partner.
+
+    Return the number of its records of each kind, as far as that tells (None otherwise), and
+    whether `count` is known to be a total. It also tells whether the key works.
+    """
+
+    def first_page(kind: str) -> Reader:
+        return (yield [PageRequest(Listing(kind, period), 0, 1)])
+
+    pages = dict(zip(KINDS, pool.run([first_page(kind) for kind in KINDS])))
+    count_is_total = any((page.counted or 0) > len(page.rows) for [page] in pages.values())
+    totals = {
+        kind: (page.counted if count_is_total else None) if page.rows else 0
+        for kind, [page] in pages.items()
+    }
+    return totals, count_is_total
+
+
+def read_again(pool: Pool, usage: Sequence[Usage], count_is_total: bool) -> list[Usage]:
+    """Return the usage with its records as the API gives them now; raises ApiError."""
+    results = pool.run([read_listing(each.listing, count_is_total) for each in usage])
+    return [each._replace(records=records) for each, records in zip(usage, results)]
+
+
+# Reconciliation
+
+
+def reconcile(
+    pool: Pool,
+    usage: Sequence[Usage],
+    whole: Sequence[Record],
+    count_is_total: bool,
+    warn: Callable[[str], None],
+) -> list[Usage]:
+    """Return the organizations' usage of one kind, completed from that of the whole partner.
+
+    An organization that disagrees is asked once more, since usage may have arrived in between.
+    Raises ApiError if instances are still missing in one of both.
+    """
+    unlisted = group_unlisted(usage, whole)
+    for each in unlisted:
+        warn(
+            f"{each.kind} usage of an organization that is not listed: "
+            f"{each.organization}, instances: {len(each.records)}: "
+            "it is billed under the name that its records give"
+        )
+    usage = [*usage, *unlisted]
+    differing = {key[0] for key in differences(usage, whole)}
+    again = [each for each in usage if each.organization.id in differing]
+    fresh = {each.organization: each for each in read_again(pool, again, count_is_total)}
+    usage = [fresh.get(each.organization, each) for each in usage]
+    settle(usage, differences(usage, whole), warn)
+    return usage
+
+
+def group_unlisted(usage: Sequence[Usage], whole: Sequence[Record]) -> list[Usage]:
+    """Return the usage of organizations that only the records of the whole partner name."""
+    listed = {each.organization.id for each in usage}
+    unlisted: dict[str, Usage] = {}
+    for record in whole:
+        if record.organization_id not in listed:
+            organization = Organization(
+                record.organization_id, record.organization_name or record.organization_id
+            )
+            empty = Usage(organization, usage[0].kind, usage[0].period, [])
+            unlisted.setdefault(organization.id, empty).records.append(record)
+    return list(unlisted.values())
+
+
+def differences(
+    usage: Sequence[Usage], whole: Sequence[Record]
+) -> dict[tuple[str, str], tuple[Decimal | None, Decimal | None]]:
+    """Return the hours of each instance that are not the same, or are missing, in one of both."""
+    own = {record.key: record.hours for each in usage for record in each.records}
+    others = {record.key: record.hours for record in whole}
+    return {
+        key: (own.get(key), others.get(key))
+        for key in {**own, **others}
+        if own.get(key) != others.get(key)
+    }
+
+
+def settle(
+    usage: Sequence[Usage],
+    differing: Mapping[tuple[str, str], tuple[Decimal | None, Decimal | None]],
+    warn: Callable[[str], None],
+) -> None:
+    """Raise ApiError about instances that only one of both has; warn about other hours."""
+    for each in usage:
+        instances = {
+            key[1]: hours for key, hours in differing.items() if key[0] == each.organization.id
+        }
+        lost = [instance for instance, hours in instances.items() if None in hours]
+        if lost:
+            raise ApiError(
+                f"{each.listing}: it and the usage of the whole partner disagree about instances "
+                f"{cut_short(', '.join(lost))}: run it again later, or see RECONCILE in the README"
+            )
+        if instances:
+            warn(
+                f"{each.listing}: the usage of the whole partner has other hours for instances "
+                f"{cut_short(', '.join(instances))}: usage was still arriving; "
+                "what the organization's own list says is billed"
+            )
 
 
 # Billing
@@ -1127,11 +1293,11 @@ def billing_amount(hours: Decimal, rate: Decimal, currency: str) -> Decimal:
     return EXACT.quantize(EXACT.multiply(hours, rate), minor_unit)
 
 
-def bill(usage: Iterable[Usage], book: PriceBook, period: Period, currency: str) -> list[Line]:
+def bill(usage: Iterable[Usage], book: PriceBook, currency: str) -> list[Line]:
     """Return a line for each record, in order; without a price, rate and amount are None."""
-    start, end = map(format_instant, period)
     lines = []
-    for organization, kind, records in usage:
+    for organization, kind, period, records in usage:
+        start, end = map(format_instant, period)
         for record in records:
             rate = book.get(record.profile.strip())
             lines.append(
@@ -1191,7 +1357,7 @@ def text_cell(text: str) -> str:
     return ("'" + text if text.startswith(FORMULA) else text).replace("\0", "\ufffd")
 
 
-def cells(line: Line) -> tuple[str, ...]:
+def format_line(line: Line) -> tuple[str, ...]:
     """Return the cells of a line, as they stand in both files."""
     return (
         *map(text_cell, line[:8]),
@@ -1226,7 +1392,7 @@ def write_csv(path: Path, lines: Iterable[Line]) -> None:
     with open(path, "x", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(LineFeeds(file), lineterminator="\r\n")
         writer.writerow(COLUMNS)
-        writer.writerows(map(cells, lines))
+        writer.writerows(map(format_line, lines))
         file.flush()
         os.fsync(file.fileno())
 
@@ -1237,22 +1403,25 @@ def file_names(now: datetime) -> tuple[str, str]:
     return f"ncp-metrics-{timestamp}.csv", f"ncp-metrics-sorted-{timestamp}.csv"
 
 
-def write_files(lines: list[Line], directory: Path, now: datetime, signals: Signals) -> list[Path]:
-    """Write both files, or neither, and return their paths; raises OutputError."""
-    scratch = None
+def write_files(lines: Sequence[Line], directory: Path, now: datetime) -> list[Path]:
+    """Write the raw and the sorted file, or neither; return their paths; raises OutputError.
+
+    Signals are ignored from the moment that the files appear.
+    """
+    scratch = directory / f".ncp-metrics-{random.getrandbits(64):016x}"
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=".ncp-metrics-", dir=directory))
+        scratch.mkdir(mode=0o700)
         written = [scratch / "raw", scratch / "sorted"]
         write_csv(written[0], lines)
         write_csv(written[1], sorted(lines, key=sort_key))
-        signals.hold()
+        ignore_signals()
         return publish(written, directory, now)
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"cannot write to {directory}: {reason}: no file was written") from None
     finally:
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
+        ignore_signals()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def publish(written: Sequence[Path], directory: Path, now: datetime) -> list[Path]:
@@ -1285,6 +1454,11 @@ def rename_new(source: Path, path: Path) -> None:
         os.rename(source, path)
 
 
+def describe(paths: Sequence[Path]) -> list[str]:
+    """Say where the files are."""
+    return [f"{name} file: {path.absolute()}" for name, path in zip(("Raw", "Sorted"), paths)]
+
+
 # Summary
 
 
@@ -1304,28 +1478,21 @@ class Total:
             self.amount = EXACT.add(self.amount, line.billing_amount)
 
 
-def total_of(lines: Iterable[Line], currency: str) -> Total:
-    """Return the total of lines."""
-    total = Total(billing_amount(Decimal(0), Decimal(0), currency))
-    for line in lines:
-        total.add(line)
-    return total
-
-
-def total_by(key: Callable[[Line], str], lines: Iterable[Line], currency: str) -> dict[str, Total]:
+def totals_by(
+    key: Callable[[Line], str], lines: Iterable[Line], currency: str
+) -> defaultdict[str, Total]:
     """Return the totals of the lines that have the same key, in order of appearance."""
-    totals: dict[str, Total] = {}
+    nothing = billing_amount(Decimal(0), Decimal(0), currency)
+    totals: defaultdict[str, Total] = defaultdict(lambda: Total(nothing))
     for line in lines:
-        if key(line) not in totals:
-            totals[key(line)] = total_of((), currency)
         totals[key(line)].add(line)
     return totals
 
 
-def total_unpriced(lines: Iterable[Line], currency: str) -> dict[str, Total]:
+def unpriced_totals(lines: Iterable[Line], currency: str) -> defaultdict[str, Total]:
     """Return the totals of each profile that has no price."""
-    without = (line for line in lines if line.billing_rate is None)
-    return total_by(lambda line: line.profile, without, currency)
+    unpriced = (line for line in lines if line.billing_rate is None)
+    return totals_by(lambda line: line.profile, unpriced, currency)
 
 
 def describe_unpriced(totals: Mapping[str, Total], book: PriceBook) -> list[str]:
@@ -1352,23 +1519,30 @@ def describe_overlong(lines: Iterable[Line], period: Period) -> list[str]:
 
 
 def summarize(
-    period: Period, organizations: Sequence[Organization], lines: Sequence[Line], currency: str
+    period: Period, usage: Sequence[Usage], lines: Sequence[Line], settings: Settings
 ) -> list[str]:
     """Return the summary: the period, a line for each organization with usage, the total."""
-    totals = total_by(lambda line: line.organization_id, lines, currency)
-    rows = [("Organization", "Instances", "Hours", f"Amount ({currency})")]
+    organizations = list(dict.fromkeys(each.organization for each in usage))
+    by_id = totals_by(lambda line: line.organization_id, lines, settings.currency)
+    total = totals_by(lambda line: "", lines, settings.currency)[""]
+    rows = [("Organization", "Instances", "Hours", f"Amount ({settings.currency})")]
     for organization in organizations:
-        if organization.id in totals:
-            rows.append(summary_row(name_organization(organization), totals[organization.id]))
-    rows.append(summary_row("Total", total_of(lines, currency)))
+        if organization.id in by_id:
+            rows.append(summary_row(str(organization), by_id[organization.id]))
+    rows.append(summary_row("Total", total))
     widths = [max(map(len, column)) for column in zip(*rows)]
     start, end = map(format_instant, period)
+    reconciled = (
+        f"Reconciled with the usage of the whole partner: {total.instances} records of "
+        f"{len(by_id)} organizations, {plain(total.hours)} hours"
+    )
     return [
         f"Usage from {start} to {end}",
         "",
         *("  ".join([n.ljust(widths[0]), *map(str.rjust, row, widths[1:])]) for n, *row in rows),
         "",
-        f"Organizations without usage: {len(organizations) - len(totals)} of {len(organizations)}",
+        f"Organizations without usage: {len(organizations) - len(by_id)} of {len(organizations)}",
+        reconciled if settings.reconciling else "Not reconciled: RECONCILE is 0",
     ]
 
 
@@ -1408,13 +1582,13 @@ class Screen:
         """Print an error."""
         self._complain("error", text)
 
-    def progress(self, text: str) -> None:
+    def progress(self, ended: int, lists: int, rows: int) -> None:
         """Rewrite the progress line, on a terminal only and ten times a second at most."""
         now = time.monotonic()
         if self.quiet or sys.stderr is None or not sys.stderr.isatty() or now < self.drawn_at + 0.1:
             return
         self.drawn_at = now
-        self._print(sys.stderr, f"\r\x1b[K{printable(text)}")
+        self._print(sys.stderr, f"\r\x1b[K{ended} of {lists} lists read, {rows} records")
 
     def clear_progress(self) -> None:
         """Remove the progress line."""
@@ -1441,49 +1615,28 @@ class Screen:
 # The run
 
 
-class Signals:
-    """Turns the first SIGINT or SIGTERM into Stopped, until the files are about to appear."""
+def listen_to_signals() -> None:
+    """Let the first SIGINT or SIGTERM raise Stopped."""
 
-    def __init__(self) -> None:
-        self.held = False
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, self._stop)
+    def stop(number: int, _frame: object) -> None:
+        ignore_signals()
+        raise Stopped(number)
 
-    def hold(self) -> None:
-        """Ignore signals from now on: it is too late to stop."""
-        self.held = True
-
-    def _stop(self, number: int, _frame: object) -> None:
-        if not self.held:
-            self.held = True  # a second one must not interrupt the cleaning up
-            raise Stopped(number)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
 
 
-def load(flags: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Settings, PriceBook]:
+def read_inputs(
+    argv: Sequence[str] | None, environ: Mapping[str, str], screen: Screen
+) -> tuple[Settings, PriceBook]:
     """Return settings and price book; raises SettingsError with all that is wrong with both."""
-    settings, problems = read_settings(vars(flags), environ)
-    book, more_problems = read_price_book(settings.pricing_file, settings.currency)
-    if problems or more_problems:
-        raise SettingsError(*problems, *more_problems)
+    flags, problems = parse_flags(argv)
+    screen.quiet = flags.quiet
+    settings, more_problems = read_settings(vars(flags), environ)
+    book, price_problems = read_price_book(settings.pricing_file, settings.currency)
+    if problems or more_problems or price_problems:
+        raise SettingsError(*problems, *more_problems, *price_problems)
     return settings, book
-
-
-def report(
-    screen: Screen,
-    summary: list[str],
-    unpriced: Mapping[str, Total],
-    book: PriceBook,
-    paths: list[Path],
-) -> int:
-    """Tell what was billed and what was not; return the exit status."""
-    sentences = describe_unpriced(unpriced, book) if unpriced else []
-    for sentence in sentences:
-        screen.warn(sentence)
-    for text in (*summary, *(f"Not billed: {sentence}" for sentence in sentences)):
-        screen.say(text)
-    for label, path in zip(("Raw", "Sorted"), paths):
-        screen.say(f"{label} file: {path.absolute()}")
-    return 3 if any(total.hours for total in unpriced.values()) else 0
 
 
 def main(
@@ -1492,27 +1645,29 @@ def main(
     clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
 ) -> int:
     """Run the command; return its exit status."""
-    screen, signals = Screen(), Signals()
+    screen = Screen()
     try:
-        flags = parse_flags(argv)
-        screen.quiet = flags.quiet
-        settings, book = load(flags, environ)
-        now = clock()
-        period = last_days(settings.days, now)
-        with Pool(Client(settings), settings.workers) as pool:
-            usage = read_usage(pool, period, screen)
-        lines = bill(usage, book, period, settings.currency)
-        paths = write_files(lines, settings.output_dir, now, signals)
-        unpriced = total_unpriced(lines, settings.currency)
-        organizations = list(dict.fromkeys(each.organization for each in usage))
-        summary = summarize(period, organizations, lines, settings.currency)
-        for sentence in describe_overlong(lines, period):
-            screen.warn(sentence)
-        return report(screen, summary, unpriced, book, paths)
-    except Failure as failure:
-        for problem in failure.problems:
-            screen.error(problem)
-        return failure.status
+        listen_to_signals()
+        try:
+            settings, book = read_inputs(argv, environ, screen)
+            now = clock()
+            period = last_days(settings.days, now)
+            with Pool(Client(settings), settings.workers, screen.progress) as pool:
+                usage = read_usage(pool, period, settings.reconciling, screen.warn)
+            lines = bill(usage, book, settings.currency)
+            unpriced = unpriced_totals(lines, settings.currency)
+            unbilled = describe_unpriced(unpriced, book)
+            for text in [*describe_overlong(lines, period), *unbilled]:
+                screen.warn(text)
+            summary = summarize(period, usage, lines, settings)
+            paths = write_files(lines, settings.output_dir, now)
+            for text in [*summary, *(f"Not billed: {text}" for text in unbilled), *describe(paths)]:
+                screen.say(text)
+            return 3 if any(total.hours for total in unpriced.values()) else 0
+        except Failure as failure:
+            for problem in failure.problems:
+                screen.error(problem)
+            return failure.status
     except Stopped as stopped:
         name = signal.Signals(stopped.signal_number).name
         screen.error(f"stopped by {name}: no file was written; run it again")

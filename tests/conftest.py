@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,16 @@ Run = Callable[..., Result]
 def command(*flags: str, constants: tuple[str, ...] = QUICK, now: str = NOW) -> list[str]:
     """Return the command line of a run at a time, with constants of the module changed."""
     return [sys.executable, str(ROOT / "tests/driver.py"), now, *constants, "--", *flags]
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Give the tests their signals back: the program takes them."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers):
+        signal.signal(number, handler)
 
 
 @pytest.fixture

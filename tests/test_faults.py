@@ -156,7 +156,7 @@ def test_a_run_ends_even_if_the_server_never_ends_its_answer(run: Run, action: A
     # A byte from time to time outwits a read time-out.
     constants = (
         *QUICK,
-        "REQUEST_SECONDS=1.0",
+        "SILENCE_SECONDS=1.0",
         "READ_SECONDS=0.9" if action == "drip" else "READ_SECONDS=60.0",
     )
     result = bill(run, always(Fault(action, seconds=0.5), COMPUTE), constants=constants)
@@ -269,6 +269,8 @@ def test_a_redirect_on_the_same_host_is_followed_with_the_key(run: Run) -> None:
 @pytest.mark.parametrize(
     "location",
     [
+        "http://127.0.0.2:{port}\\@127.0.0.1:{port}/x",
+        "http://127.0.0.1:{port}@127.0.0.2:{port}/x",
         "http://127.0.0.2:{port}/x",
         "http://localhost:{port}/x",
         "https://127.0.0.1:{port}/x",
@@ -294,12 +296,12 @@ def test_a_redirect_in_a_circle_is_an_error(run: Run) -> None:
     with Simulator(SMALL, fault=plan) as simulator:
         result = run(simulator=simulator, prices=PRICES, WORKERS="1")
     assert_failed(result, "more than 5 redirects")
-    assert len(simulator.requests) == 6
+    assert len([request for request in simulator.requests if COMPUTE(request)]) == 6
 
 
 def test_a_redirect_to_what_is_no_url_is_an_error(run: Run) -> None:
     plan = always(Fault(status=302, headers={"Location": "http://[bad"}), COMPUTE)
-    assert_failed(bill(run, plan), "Invalid IPv6 URL")
+    assert_failed(bill(run, plan), "redirects to another host")
 
 
 # Answers
@@ -355,7 +357,7 @@ BAD_USAGE = [
     (answer(range_to="2026-06-30T00:00:00Z"), "asked was 2026-07-01T00:00:00Z"),
     (answer(range_to=7), "not an ISO 8601 time: 7"),
     (record(instance_id=...), "instance_id is missing"),
-    (record(instance_id=""), "instance train-2 : instance_id is missing"),
+    (record(instance_id=""), "instance train-2: instance_id is missing"),
     (record(instance_id=7), "instance_id is not text: 7"),
     (record(instance_organization_id=None), "instance_organization_id is missing"),
     (record(profile_name=" "), "instance train-2 id-train-2: profile_name is missing"),
@@ -532,7 +534,7 @@ def test_an_output_directory_that_is_none_is_told_before_anything_is_asked(
         result = run("--output-dir", str(tmp_path / name), simulator=simulator, prices=PRICES)
     assert (result.status, result.stdout, simulator.requests) == (2, "", [])
     assert result.stderr == (
-        f"ncp_metrics: error: OUTPUT_DIR: {tmp_path / name} is not a directory: "
+        f"ncp_metrics: error: --output-dir: {tmp_path / name} is not a directory: "
         "create it, or name another\n"
     )
     assert not (tmp_path / "missing").exists()
@@ -580,7 +582,7 @@ def test_without_hard_links_both_files_appear_and_nothing_is_overwritten(
     monkeypatch.setattr("os.link", refuse)
     now = datetime(2026, 7, 1, tzinfo=timezone.utc)
     (directory / RAW).write_text("mine")
-    first_, second = ncp_metrics.write_files([], directory, now, ncp_metrics.Signals())
+    first_, second = ncp_metrics.write_files([], directory, now)
     assert (directory / RAW).read_text() == "mine"
     assert first_.name == RAW.replace("000000", "000001")
     assert sorted(directory.iterdir()) == sorted([directory / RAW, first_, second])
@@ -634,6 +636,28 @@ def test_names_that_tenants_choose_break_neither_row_nor_terminal(run: Run) -> N
     shown = result.stdout + result.stderr
     assert all(char.isprintable() or char == "\n" for char in shown)
     assert 'A\\r\\nB\\x00"\\u202ecod\\x1b[2J,\\u2028;\\ud800 (o1)' in shown
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=400, body=f"x-api-key: {DEFAULT_KEY}".encode()),
+        Fault(body=f"<pre>x-api-key: {DEFAULT_KEY}</pre>".encode()),
+        answer(count=DEFAULT_KEY),
+        record(usage=DEFAULT_KEY),
+        record(instance_name=DEFAULT_KEY, usage=""),
+        Fault(edit=lambda plain: json.dumps({DEFAULT_KEY: 1}).encode()),
+    ],
+)
+def test_a_key_that_the_server_repeats_is_not_shown(run: Run, fault: Fault) -> None:
+    assert_failed(bill(run, always(fault, COMPUTE)))
+
+
+def test_a_key_on_the_command_line_is_not_shown(run: Run) -> None:
+    result = run(f"--api-key={DEFAULT_KEY}", "--key", DEFAULT_KEY)
+    assert result.status == 2
+    assert "unknown argument --api-key: --help lists the flags" in result.stderr
+    assert DEFAULT_KEY not in result.stderr
 
 
 def test_no_key_is_in_any_output_file_or_repr(run: Run) -> None:

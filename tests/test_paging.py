@@ -37,7 +37,7 @@ LISTING = Listing("compute", PERIOD, ACME)
 
 def record(number: int, hours: str = "1.00") -> Record:
     """Return the record of an instance with this number."""
-    return Record(ACME.id, "", "gpu", "", str(number), "", "", "", Decimal(hours))
+    return Record(ACME.id, "", "", "gpu", "", str(number), "", "", "", Decimal(hours), None)
 
 
 class FakeList:
@@ -120,21 +120,49 @@ def test_a_list_that_grows_while_it_is_read_is_read_to_its_end(count: str) -> No
     assert read(read_listing(LISTING, False), fake) == [record(number) for number in range(45)]
 
 
-def test_a_record_that_is_seen_twice_counts_once() -> None:
+def test_a_record_that_comes_twice_makes_the_list_be_read_again_and_then_counts_once() -> None:
     records = [record(1), record(2), record(2), record(3)]
     fake = FakeList(records, most=2, count="page")
     assert read(read_listing(LISTING, False), fake) == [record(1), record(2), record(3)]
+    assert fake.requests == 2 + 3
+
+
+@pytest.mark.parametrize("count", ["total", "page", "absent"])
+def test_a_record_that_is_lost_because_others_came_in_front_is_found_by_reading_again(
+    count: str,
+) -> None:
+    class Moving(FakeList):
+        """A new record comes in front after the first answer: one is seen twice, one never."""
+
+        def page(self, request: PageRequest) -> Page:
+            if self.requests == 1:
+                self.records = [record(99), *self.records]
+            return super().page(request)
+
+    fake = Moving([record(number) for number in range(25)], most=10, count=count)
+    assert read(read_listing(LISTING, False), fake) == fake.records
+
+
+@pytest.mark.parametrize("count", ["page", "absent"])
+def test_an_empty_page_that_counts_more_than_was_read_is_not_the_end(count: str) -> None:
+    class Short(FakeList):
+        def page(self, request: PageRequest) -> Page:
+            page = super().page(request)
+            return page if page.rows else Page([], 25)
+
+    with pytest.raises(ApiError, match="only 10 of the 25 counted"):
+        read(read_listing(LISTING, False), Short([record(n) for n in range(10)], count=count))
 
 
 def test_a_record_that_is_seen_twice_with_different_content_is_an_error() -> None:
     fake = FakeList([record(1), record(2), record(2, "9.00")], most=2, count="page")
-    with pytest.raises(ApiError, match="twice, with different content"):
+    with pytest.raises(ApiError, match=r"instance  \(2\) is listed twice, with different content"):
         read(read_listing(LISTING, False), fake)
 
 
 def test_a_page_that_repeats_earlier_ones_is_an_error_and_no_endless_loop() -> None:
     fake = FakeList([record(1), record(2)] * 2, most=2, count="page")
-    with pytest.raises(ApiError, match="ignores offset"):
+    with pytest.raises(ApiError, match="the API ignores offset"):
         read(read_listing(LISTING, False), fake)
 
 
@@ -190,8 +218,8 @@ def test_over_http_every_record_is_read_once_whatever_the_api_is_like(
 ) -> None:
     with Simulator(partner_of(size), behaviour) as simulator:
         told, problems = read_settings({}, {**simulator.environ, "WORKERS": str(workers)})
-        with Pool(Client(told), told.workers) as pool:
-            usages = read_usage(pool, PERIOD, Screen(quiet=True))
+        with Pool(Client(told), told.workers, Screen().progress) as pool:
+            usages = read_usage(pool, PERIOD, False, pytest.fail)
     assert not problems
     assert [(usage.organization, usage.kind, len(usage.records)) for usage in usages] == [
         (ACME, "compute", size),
@@ -205,6 +233,6 @@ def test_over_http_every_record_is_read_once_whatever_the_api_is_like(
 def test_no_more_requests_are_in_flight_than_workers() -> None:
     with Simulator(partner_of(300), Behaviour(max_limit=10), latency=0.02) as simulator:
         told, _ = read_settings({}, {**simulator.environ, "WORKERS": "3"})
-        with Pool(Client(told), told.workers) as pool:
-            read_usage(pool, PERIOD, Screen(quiet=True))
+        with Pool(Client(told), told.workers, Screen().progress) as pool:
+            read_usage(pool, PERIOD, False, pytest.fail)
     assert simulator.peak == 3
