@@ -238,6 +238,7 @@ class Behaviour:
     status_field: Literal["none", "status", "deleted_at"] = "none"
     gzip: bool = True
     chunked: bool = True
+    rendered: bool = False  # each answer is rendered once only: for measuring clients
 
 
 @dataclass(frozen=True)
@@ -402,6 +403,8 @@ class Simulator:
         self.requests: list[Request] = []  # every one, in order of arrival
         self.peak = 0  # most requests in flight at once
         self.closing = threading.Event()
+        self._replies: dict[tuple[str, ...], Reply] = {}
+        self._wires: dict[int, bytes] = {}
         self._in_flight = 0
         self._lock = threading.Lock()
 
@@ -433,7 +436,7 @@ class Simulator:
         try:
             fault = self.fault(request) if self.fault else None
             self.closing.wait(self.latency)
-            reply = self._plain(request)
+            reply = self._remembered(request) if self.behaviour.rendered else self._plain(request)
             if fault is not None and fault.edit:
                 edited = fault.edit(json.loads(reply.body))
                 if isinstance(edited, bytes):
@@ -444,6 +447,21 @@ class Simulator:
             # Before the reply is sent, or the client's next request would be counted with it.
             with self._lock:
                 self._in_flight -= 1
+
+    def _remembered(self, request: Request) -> Reply:
+        """Reply as to the same request before."""
+        key = (request.path, *map(repr, sorted(request.query.items())))
+        if key not in self._replies:
+            self._replies[key] = self._plain(request)
+        return self._replies[key]
+
+    def wire(self, reply: Reply, *, zipped: bool, chunked: bool) -> bytes:
+        """Write a reply as it goes over the wire."""
+        if not self.behaviour.rendered:
+            return b"".join(reply.encoded(zipped=zipped, chunked=chunked))
+        if id(reply) not in self._wires:
+            self._wires[id(reply)] = b"".join(reply.encoded(zipped=zipped, chunked=chunked))
+        return self._wires[id(reply)]
 
     def _plain(self, request: Request) -> Reply:
         """Reply as a controller in good health."""
@@ -589,7 +607,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         zipped = behaviour.gzip and "gzip" in self.headers.get("Accept-Encoding", "")
         chunked = behaviour.chunked and self.request_version != "HTTP/1.0"
         if fault is None:
-            self.connection.sendall(b"".join(reply.encoded(zipped=zipped, chunked=chunked)))
+            wire = self.server.simulator.wire(reply, zipped=zipped, chunked=chunked)
+            self.connection.sendall(wire)
         elif fault.action == "answer":
             reply = Reply(fault.status, fault.body, fault.headers, fault.content_type)
             self.connection.sendall(b"".join(reply.encoded(zipped=False, chunked=False)))
