@@ -43,7 +43,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import Any, NamedTuple, NoReturn, TextIO
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -72,31 +72,28 @@ MAX_QUANTITY_HOURS = Decimal(10**15)  # bytes are metered as quantities, too
 
 MAX_PROBLEMS = 20  # shown of one price book
 
-MINOR_UNITS = {  # ISO 4217: the least amount in each currency, such as 0.01
-    code: Decimal(1).scaleb(-digits)
-    for digits, codes in (
-        (0, "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"),
-        (
-            2,
-            "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BOV BRL BSD BTN BWP BYN "
-            "BZD CAD CDF CHE CHF CHW CNY COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD "
-            "FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF IDR ILS INR IRR JMD KES KGS KHR KPW "
-            "KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR "
-            "MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG "
-            "SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD "
-            "USN UYU UZS VED VES WST XAD XCD XCG YER ZAR ZMW ZWG",
-        ),
-        (3, "BHD IQD JOD KWD LYD OMR TND"),
-        (4, "CLF UYW"),
-    )
-    for code in codes.split()
+# ISO 4217: the least amount in each currency.
+MINOR_UNITS = {
+    **dict.fromkeys("BHD IQD JOD KWD LYD OMR TND".split(), Decimal("0.001")),
+    **dict.fromkeys("CLF UYW".split(), Decimal("0.0001")),
+    **dict.fromkeys(
+        "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF".split(), Decimal(1)
+    ),
+    **dict.fromkeys(
+        "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BOV BRL BSD BTN BWP BYN BZD "
+        "CAD CDF CHE CHF CHW CNY COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP "
+        "GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF IDR ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK "
+        "LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO "
+        "NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK SGD SHP SLE SOS "
+        "SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD USN UYU UZS VED VES WST "
+        "XAD XCD XCG YER ZAR ZMW ZWG".split(),
+        Decimal("0.01"),
+    ),
 }
 
 # Money is never rounded but where `billing_amount` says so: more digits than any file holds.
 EXACT = decimal.Context(prec=1_000_000, rounding=decimal.ROUND_HALF_UP)
 ZERO_HOURS = Decimal("0.00")
-
-T = TypeVar("T")
 
 
 class Failure(Exception):
@@ -289,8 +286,8 @@ class Parser(argparse.ArgumentParser):
     """Flags whose errors are reported like every other error."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise SettingsError instead of printing the usage and exiting."""
-        raise SettingsError(f"{message}; --help lists the flags")
+        """Raise SettingsError, without the words that argparse quotes: one may be an API key."""
+        raise SettingsError(re.sub(" '.*'", "", message) + "; --help lists the flags")
 
 
 def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -323,44 +320,47 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     flags, unknown = parser.parse_known_args(argv)
-    # What stands behind an unknown flag may be an API key.
-    names = [text.partition("=")[0] for text in unknown if text.startswith("-")] or unknown[:1]
-    return flags, [f"unknown argument {name}: --help lists the flags" for name in names]
+    # What is no flag may be an API key.
+    names = [text.partition("=")[0] for text in unknown if text.startswith("--")] or ["(no flag)"]
+    problems = [f"unknown argument {name}: --help lists the flags" for name in names]
+    return flags, problems if unknown else []
 
 
 def read_settings(
     flags: Mapping[str, Any], environ: Mapping[str, str]
 ) -> tuple[Settings, list[str]]:
-    """Return the settings, and all that is wrong with them (defaults stand in)."""
+    """Return the settings, None for each that is wrong, and all that is wrong with them."""
     problems: list[str] = []
-    meanings = {setting.variable: setting for setting in SETTINGS}
+    by_variable = {setting.variable: setting for setting in SETTINGS}
 
-    def read(variable: str, check: Callable[[str], T], default: T) -> T:
-        setting = meanings[variable]
+    def read(variable: str, check: Callable[[str], Any], default: str | None = None) -> Any:
+        setting = by_variable[variable]
         flag = (flags.get(variable) or "").strip()
         text = flag or environ.get(variable, "").strip()
-        if not text:
-            if setting.default == REQUIRED:
-                problems.append(f"{variable} is not set: it is {setting.meaning}")
-            return default
+        if not text and setting.default == REQUIRED:
+            problems.append(f"{variable} is not set: it is {setting.meaning}")
+            return None
         try:
-            return check(text)
+            return check(text or (setting.default if default is None else default))
         except ValueError as error:
             problems.append(f"{setting.flag if flag else variable}: {error}")
-            return default
+            return None
 
-    console_url = read("RAFAY_CONSOLE_URL", check_console_url, "")
+    console_url = read("RAFAY_CONSOLE_URL", check_console_url)
     settings = Settings(
         console_url=console_url,
-        ops_console_url=read("RAFAY_OPS_CONSOLE_URL", check_console_url, console_url),
-        default_api_key=read("RAFAY_DEFAULT_API_KEY", check_api_key, ""),
-        partner_api_key=read("PARTNER_API_KEY", check_api_key, ""),
-        days=read("DAYS", whole_number(1, 3650), 30),
-        currency=read("CURRENCY", check_currency, "USD"),
-        pricing_file=read("PRICING_FILE", Path, Path(__file__).with_name("pricing.csv")),
-        output_dir=read("OUTPUT_DIR", check_directory, Path()),
-        workers=read("WORKERS", whole_number(1, 32), 8),
-        reconciling=bool(read("RECONCILE", whole_number(0, 1), 1)),
+        ops_console_url=read(
+            "RAFAY_OPS_CONSOLE_URL", lambda text: text and check_console_url(text), ""
+        )
+        or console_url,
+        default_api_key=read("RAFAY_DEFAULT_API_KEY", check_api_key),
+        partner_api_key=read("PARTNER_API_KEY", check_api_key),
+        days=read("DAYS", whole_number(1, 3650)),
+        currency=read("CURRENCY", check_currency),
+        pricing_file=read("PRICING_FILE", Path, str(Path(__file__).with_name("pricing.csv"))),
+        output_dir=read("OUTPUT_DIR", check_directory, os.curdir),
+        workers=read("WORKERS", whole_number(1, 32)),
+        reconciling=read("RECONCILE", whole_number(0, 1)) == 1,
     )
     return settings, problems
 
@@ -415,10 +415,11 @@ def check_currency(text: str) -> str:
 
 def check_directory(text: str) -> Path:
     """Return a directory that files can be written to; raises ValueError."""
+    path = os.path.abspath(text)
     if not os.path.isdir(text):
-        raise ValueError(f"{text} is not a directory: create it, or name another")
+        raise ValueError(f"{path} is not a directory: create it, or name another")
     if not os.access(text, os.W_OK | os.X_OK):
-        raise ValueError(f"{text} cannot be written to: name another, or change its permissions")
+        raise ValueError(f"{path} cannot be written to: name another, or change its permissions")
     return Path(text)
 
 
@@ -451,7 +452,7 @@ REQUIRED_COLUMNS = ("profile", "hourly_rate")
 OPTIONAL_COLUMNS = ("currency", "description")
 
 
-def read_price_book(path: Path, currency: str) -> tuple[PriceBook, list[str]]:
+def read_price_book(path: Path, currency: str | None) -> tuple[PriceBook, list[str]]:
     """Return the price book, and all that is wrong with it, by file and line."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -519,7 +520,7 @@ def check_columns(header: list[str]) -> list[str]:
     return columns
 
 
-def check_price(columns: list[str], row: list[str], currency: str) -> tuple[str, Decimal]:
+def check_price(columns: list[str], row: list[str], currency: str | None) -> tuple[str, Decimal]:
     """Return profile and hourly rate of a line of the price book; raises ValueError."""
     if len(row) != len(columns):
         raise ValueError(f"{len(row)} cells, but the header has {len(columns)}")
@@ -530,7 +531,7 @@ def check_price(columns: list[str], row: list[str], currency: str) -> tuple[str,
     rate = cells["hourly_rate"]
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", rate):
         raise ValueError(f"hourly_rate {rate!r} is not a plain decimal such as 2.50")
-    if cells.get("currency", currency) != currency:
+    if currency and cells.get("currency", currency) != currency:
         raise ValueError(f"currency {cells['currency']!r} is not CURRENCY, {currency}")
     return cells["profile"], Decimal(rate)
 
@@ -582,7 +583,7 @@ def parse_page(request: PageRequest, answer: Any) -> Page:
         raise ApiError("the answer is not a JSON object")
     count = answer.get("count")
     if count is not None and (type(count) is not int or count < 0):
-        raise ApiError(f"the answer's count is not a whole number: {show(count)}")
+        raise ApiError(f"the answer's count is not a whole number: {count!r}")
     parse = parse_usage if request.listing.period else parse_organizations
     rows = parse(request, answer)
     if count is not None and count < len(rows):
@@ -603,7 +604,7 @@ def parse_organizations(request: PageRequest, answer: dict[str, Any]) -> list[Or
             raise ApiError("an organization is not a JSON object")
         for name in ("id", "name"):
             if not isinstance(row.get(name), str) or not row[name].strip():
-                raise ApiError(f"an organization has no usable {name}: {show(row)}")
+                raise ApiError(f"an organization has no usable {name}: {row!r}")
         organizations.append(Organization(row["id"], row["name"]))
     return organizations
 
@@ -612,11 +613,11 @@ def parse_usage(request: PageRequest, answer: dict[str, Any]) -> list[Record]:
     """Return the records of an answer; raises ApiError."""
     listing = request.listing
     if answer.get("kind") not in (None, listing.kind):
-        raise ApiError(f"the answer is of kind {show(answer['kind'])}")
+        raise ApiError(f"the answer is of kind {answer['kind']!r}")
     for name, instant in zip(("range_from", "range_to"), listing.period or ()):
         if answer.get(name) is not None and parse_instant(answer[name]) != instant:
             asked = format_instant(instant)
-            raise ApiError(f"the answer's {name} is {show(answer[name])}, asked was {asked}")
+            raise ApiError(f"the answer's {name} is {answer[name]!r}, asked was {asked}")
     rows = answer.get("instance_usage_data")
     if rows is None:  # how some Go encoders write an empty list
         rows = []
@@ -657,7 +658,7 @@ def parse_record(row: Any) -> Record:
         )
     except ApiError as error:
         names = [str(row[key]) for key in ("instance_name", "instance_id") if row.get(key)]
-        raise ApiError(f"instance {cut_short(' '.join(names))}: {error}") from None
+        raise ApiError(f"instance {cut_short(' '.join(names), 100)}: {error}") from None
 
 
 def text_of(row: dict[str, Any], name: str, required: bool = False) -> str:
@@ -666,7 +667,7 @@ def text_of(row: dict[str, Any], name: str, required: bool = False) -> str:
     if value is None:
         value = ""
     if type(value) is not str:
-        raise ApiError(f"{name} is not text: {show(value)}")
+        raise ApiError(f"{name} is not text: {value!r}")
     if required and not value.strip():
         raise ApiError(f"{name} is missing")
     return value
@@ -703,14 +704,14 @@ def parameters_of(parameters: Any) -> str:
     if parameters is None:
         return ""
     if not isinstance(parameters, list):
-        raise ApiError(f"parameters is not a list: {show(parameters)}")
+        raise ApiError(f"parameters is not a list: {parameters!r}")
     texts = []
     for parameter in parameters:
         if not isinstance(parameter, dict):
             raise ApiError("a parameter is not a JSON object")
         name = text_of(parameter, "name", required=True)
-        is_label = parameter.get("is_label", False)  # some Go encoders leave a false out
-        if type(is_label) is not bool:
+        is_label = parameter.get("is_label")  # some Go encoders leave a false out
+        if is_label is not None and type(is_label) is not bool:
             raise ApiError(f"parameter {name}: is_label is not true or false")
         if is_label:
             texts.append(f"{name}={text_of(parameter, 'label_value')}")
@@ -730,18 +731,19 @@ def metered_hours(row: dict[str, Any], most: Decimal = MAX_INSTANCE_HOURS) -> De
     """
     usage, raw_usage = text_of(row, "usage").strip(), row.get("raw_usage")
     if raw_usage is not None and type(raw_usage) not in (int, Decimal):
-        raise ApiError(f"raw_usage is not a number: {show(raw_usage)}")
+        raise ApiError(f"raw_usage is not a number: {raw_usage!r}")
     if usage:
         if not HOURS.fullmatch(usage):
-            raise ApiError(f"usage is not hours such as 20.59h: {show(usage)}")
+            raise ApiError(f"usage is not hours such as 20.59h: {usage!r}")
         hours = Decimal(usage[:-1])
     elif raw_usage is not None:
         hours = Decimal(raw_usage)
     else:
         raise ApiError("usage and raw_usage are both missing")
-    if not 0 <= hours <= most:
-        wrong = "negative" if hours < 0 else "absurd"
-        raise ApiError(f"{wrong} hours: {cut_short(usage or str(raw_usage))}")
+    if hours < 0:
+        raise ApiError(f"negative hours: {usage or raw_usage}")
+    if hours > most:
+        raise ApiError(f"absurd hours: {usage or raw_usage}")
     # Adding 0.00 gives two decimals at least, and takes the sign off a zero.
     return EXACT.add(hours if usage else EXACT.quantize(hours, ZERO_HOURS), ZERO_HOURS)
 
@@ -754,7 +756,7 @@ def parse_instant(text: Any) -> datetime:
             instant = instant.replace(tzinfo=timezone.utc)
         return instant.astimezone(timezone.utc)
     except (TypeError, ValueError, OverflowError):
-        raise ApiError(f"not an ISO 8601 time: {show(text)}") from None
+        raise ApiError(f"not an ISO 8601 time: {text!r}") from None
 
 
 @lru_cache(maxsize=100)
@@ -763,14 +765,17 @@ def format_instant(instant: datetime) -> str:
     return instant.replace(tzinfo=None, microsecond=0).isoformat() + "Z"
 
 
-def show(value: object) -> str:
-    """Return a value of an answer for a message."""
-    return cut_short(repr(value))
-
-
-def cut_short(text: str, most: int = 200) -> str:
+def cut_short(text: str, most: int) -> str:
     """Return a text that is not too long for a message."""
     return text if len(text) <= most else text[:most] + "..."
+
+
+def redact(text: str, keys: Iterable[str]) -> str:
+    """Take API keys, and passwords in URLs, out of a text."""
+    for key in sorted(keys, key=len, reverse=True):
+        # A short one may be a part of a word: no key is, but a test's may be.
+        text = re.sub(re.escape(key) if len(key) > 7 else rf"\b{re.escape(key)}\b", "***", text)
+    return re.sub(r"//[^/\s]*@", "//***@", text)
 
 
 # Requests
@@ -831,13 +836,16 @@ class Client:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return parse_page(request, self._get(session, endpoint, listing.path, query))
-            except ApiError as error:
-                raise ApiError(f"{listing}: {self._redact(str(error))}") from None
-            except Transient as error:
-                reason = self._redact(str(error))
-                if attempt < ATTEMPTS and self.stopping.wait(back_off(attempt, error.retry_after)):
-                    break
-        raise ApiError(f"{listing}: {reason}; gave up after {attempt} attempts")
+            except (ApiError, Transient) as error:
+                # A server may repeat what it was sent.
+                reason = redact(str(error), (self.usage.key, self.organizations.key))
+                failed = f"{listing}: {cut_short(reason, 400)}"
+                if isinstance(error, ApiError):
+                    raise ApiError(failed) from None
+                wait = back_off(attempt, error.retry_after)
+            if attempt < ATTEMPTS and self.stopping.wait(wait):
+                break
+        raise ApiError(f"{failed}; gave up after {attempt} attempts: run it again later")
 
     def _get(
         self, session: requests.Session, endpoint: Endpoint, path: str, query: dict[str, str]
@@ -851,15 +859,10 @@ class Client:
             except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
                 raise explain_failure(error, endpoint) from None
             if "location" not in response.headers or not 300 <= response.status_code < 400:
-                self._check_status(response, body, endpoint)
+                check_status(response, body, endpoint)
                 return decode_body(body)
             url, query = redirect_target(response, endpoint), {}
         raise ApiError(f"more than {MAX_REDIRECTS} redirects")
-
-    def _redact(self, text: str) -> str:
-        """Take the API keys out of a text: a server may repeat what it was sent."""
-        keys = "|".join(re.escape(key) for key in (self.usage.key, self.organizations.key))
-        return re.sub(rf"(?<!\w)({keys})(?!\w)", "[API key]", text)
 
     def _send(
         self, session: requests.Session, endpoint: Endpoint, url: str, query: dict[str, str]
@@ -880,20 +883,23 @@ class Client:
             stream=True,
         )
 
-    def _check_status(self, response: requests.Response, body: bytes, endpoint: Endpoint) -> None:
-        """Raise Transient or ApiError unless the status is 200."""
-        status = response.status_code
-        if status == 200:
-            return
-        said = cut_short(" ".join(body.decode("utf-8", "replace").split()))
-        reason = f"HTTP {status}, {said}" if said else f"HTTP {status}"
-        if status == 429 or status >= 500:
-            raise Transient(reason, parse_retry_after(response.headers.get("Retry-After")))
-        if status in (401, 403):
-            reason += f": {endpoint.key_variable} was refused: is it the right, valid key?"
-        elif status == 404:
-            reason += f": does {endpoint.url_variable} name the right host?"
-        raise ApiError(reason)
+
+def check_status(response: requests.Response, body: bytes, endpoint: Endpoint) -> None:
+    """Raise Transient or ApiError unless the status is 200."""
+    status = response.status_code
+    if status == 200:
+        return
+    hints = {
+        400: ": the API does not take the request",
+        401: f": {endpoint.key_variable} was refused: is it the right, valid key?",
+        403: f": {endpoint.key_variable} was refused: is it a key with the rights for this?",
+        404: f": does {endpoint.url_variable} name the right host?",
+    }
+    said = " ".join(body.decode("utf-8", "replace").split())
+    reason = f"HTTP {status}{hints.get(status, '')}" + (f"; it says {said}" if said else "")
+    if status == 429 or status >= 500:
+        raise Transient(reason, parse_retry_after(response.headers.get("Retry-After")))
+    raise ApiError(reason)
 
 
 def read_body(response: requests.Response) -> bytes:
@@ -915,8 +921,8 @@ def decode_body(body: bytes) -> Any:
     try:
         return json.loads(body, parse_float=Decimal, parse_constant=refuse)
     except (ValueError, RecursionError, decimal.DecimalException):
-        start = cut_short(" ".join(body[:80].decode("utf-8", "replace").split()), 60)
-        raise Transient(f"the answer is not JSON: it begins with {start!r}") from None
+        text = " ".join(body[:1000].decode("utf-8", "replace").split())
+        raise Transient(f"the answer is not JSON: {text!r}") from None
 
 
 def explain_failure(error: Exception, endpoint: Endpoint) -> Exception:
@@ -925,25 +931,27 @@ def explain_failure(error: Exception, endpoint: Endpoint) -> Exception:
     cause: BaseException = error
     while cause.__context__:
         cause = cause.__context__
-    reason = cut_short(str(getattr(cause, "strerror", None) or cause))
+    reason = f"{where}: {getattr(cause, 'strerror', None) or cause}"
     if isinstance(cause, ssl.SSLCertVerificationError):
         return ApiError(
-            f"{where}: its certificate is not trusted: {cause.verify_message}; for a private CA, "
-            "let REQUESTS_CA_BUNDLE name the file that holds the CA's certificate"
+            f"{where}: its certificate is not trusted: {cause.verify_message}: is that the right "
+            "host? For a private CA, let REQUESTS_CA_BUNDLE name the file with its certificate"
         )
-    if not isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError)):
-        return ApiError(f"{where}: {reason}")  # such as a REQUESTS_CA_BUNDLE that does not exist
+    if isinstance(cause, socket.timeout):
+        if isinstance(error, requests.exceptions.ConnectTimeout):
+            return Transient(f"{where}: no connection within {CONNECT_SECONDS:g} s")
+        return Transient(f"{where}: no answer within {READ_SECONDS:g} s")
+    if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+        return ApiError(f"{reason}: is https served there, and is REQUESTS_CA_BUNDLE right?")
     if isinstance(error, requests.exceptions.ProxyError):
-        reason = f"the proxy failed: {reason}: check HTTPS_PROXY and NO_PROXY"
-    elif isinstance(error, requests.exceptions.ConnectTimeout):
-        reason = f"no connection within {CONNECT_SECONDS:g} s"
-    elif isinstance(cause, socket.timeout):
-        reason = f"no answer within {READ_SECONDS:g} s"
-    elif isinstance(error, requests.exceptions.ContentDecodingError):
-        reason = "the answer cannot be decompressed"
-    elif isinstance(error, requests.exceptions.ChunkedEncodingError):
-        reason = "the answer was cut off"
-    return Transient(f"{where}: {reason}")
+        return Transient(f"{reason}: the proxy failed: check HTTPS_PROXY and NO_PROXY")
+    if isinstance(error, requests.exceptions.ContentDecodingError):
+        return Transient(f"{where}: the answer cannot be decompressed")
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return Transient(f"{where}: the answer was cut off")
+    if isinstance(error, (requests.ConnectionError, urllib3.exceptions.HTTPError)):
+        return Transient(reason)
+    return ApiError(f"{reason}: check that URL, HTTPS_PROXY and REQUESTS_CA_BUNDLE")
 
 
 def redirect_target(response: requests.Response, endpoint: Endpoint) -> str:
@@ -1001,60 +1009,74 @@ asks for them: paging stays free of threads, and the threads of the Pool know no
 def read_listing(listing: Listing, count_is_total: bool) -> Reader:
     """Return all rows of a list, each once, in the API's order; raises ApiError.
 
-    A list that contradicts itself is read once more: it may have changed in between.
+    A list that contradicts itself may have changed while it was read: it is read once more.
     """
     try:
-        return (yield from follow_pages(listing, count_is_total))
+        return (yield from follow_pages(listing, count_is_total, together=True))
     except Unsettled:
-        return (yield from follow_pages(listing, count_is_total, again=True))
+        return (yield from follow_pages(listing, count_is_total, together=False))
 
 
-def follow_pages(listing: Listing, count_is_total: bool, again: bool = False) -> Reader:
+def follow_pages(listing: Listing, count_is_total: bool, together: bool) -> Reader:
     """Follow the pages of a list to its end; raises Unsettled or another ApiError.
 
     `count` is the total if another answer has shown it (`count_is_total`) or if it exceeds what
-    its page holds: then the other pages are known and asked for at once. Otherwise pages follow
-    one another up to an empty one, since a short page may be due to a lowered limit.
+    its page holds: then the other pages are known, and asked for `together` or one by one.
+    Otherwise pages follow one another up to an empty one, since a short page may be due to a
+    lowered limit.
     """
     rows: dict[Any, Any] = {}
+    asked = received = 0
     total: int | None = None
-    size = PAGE_SIZE
-    offsets = range(1)
+    offsets, limit = range(1), PAGE_SIZE
     while offsets:
-        pages = yield [PageRequest(listing, offset, size) for offset in offsets]
-        for page in pages:
-            collect(rows, page, listing, again)
-            counted, held = page.counted, len(page.rows)
-            if counted is not None and (count_is_total or counted > held):
-                total = max(total or 0, counted)
-        size = min(size, len(pages[0].rows))  # the server may have lowered the limit
-        if not size:
-            break
-        end = offsets[-1] + len(pages[-1].rows)
-        offsets = range(end, end + 1) if total is None else range(end, total, size)
-        if max(end, total or 0) // size > MAX_PAGES:
+        asked += len(offsets)
+        if asked > MAX_PAGES:
             raise ApiError(f"{listing}: has more than {MAX_PAGES} pages: it seems to have no end")
-    if len(rows) < (total or 0):
-        raise Unsettled(f"{listing}: only {len(rows)} of the {total} counted could be read")
+        pages = yield [PageRequest(listing, offset, limit) for offset in offsets]
+        for page in pages:
+            collect(rows, page, listing)
+            received += len(page.rows)
+            counted = page.counted
+            if counted is not None and (count_is_total or counted > len(page.rows)):
+                total = max(total or 0, counted)
+        if not pages[-1].rows:
+            break
+        if total is None:
+            offsets = range(received, received + 1)
+        elif together:
+            limit = min(limit, len(pages[0].rows))  # the server may have lowered it
+            offsets = range(received, total, limit)
+        else:
+            offsets = range(received, total)[:1]
+    if received < (total or 0):
+        raise Unsettled(f"{listing}: only {received} of the {total} counted could be read")
     return list(rows.values())
 
 
-def collect(rows: dict[Any, Any], page: Page, listing: Listing, again: bool) -> None:
-    """Add the rows of the next page; raises Unsettled if they contradict those before.
+def collect(rows: dict[Any, Any], page: Page, listing: Listing) -> None:
+    """Add the rows of the next page; raises Unsettled if rows moved between pages.
 
-    A row that comes twice is a sign that rows move between pages while they are read, so that
-    another one may never come. If it comes twice when the list is read again, it counts once.
+    A row that was on an earlier page, too, is a sign that another one may never come. A row that
+    comes twice on one page, with the same content, counts once.
     """
-    before = len(rows)
+    on_page: dict[Any, Any] = {}
     for row in page.rows:
-        if rows.setdefault(row.key, row) != row:
+        if on_page.setdefault(row.key, row) != row:
             raise Unsettled(f"{listing}: {row} is listed twice, with different content")
-    if page.rows and len(rows) == before:
+    repeated = [row for key, row in on_page.items() if key in rows]
+    for row in repeated:
+        if rows[row.key] != row:
+            raise Unsettled(f"{listing}: {row} is listed twice, with different content")
+    if page.rows and len(repeated) == len(on_page):
         raise Unsettled(
             f"{listing}: a page holds nothing new: it seems that the API ignores offset"
         )
-    if len(rows) < before + len(page.rows) and not again:
-        raise Unsettled(f"{listing}: {page.rows[0]}, or one near it, is listed twice")
+    if repeated:
+        raise Unsettled(
+            f"{listing}: {repeated[0]} is listed twice: the list changes while it is read"
+        )
+    rows.update(on_page)
 
 
 class Pool:
@@ -1070,6 +1092,7 @@ class Pool:
         self.client = client
         self.workers = workers
         self.progress = progress
+        self.count_is_total = False  # until an answer shows it
         self.asked: queue.SimpleQueue[tuple[int, int, PageRequest] | None] = queue.SimpleQueue()
         self.answered: queue.SimpleQueue[tuple[int, int, Page | Exception]] = queue.SimpleQueue()
 
@@ -1083,47 +1106,57 @@ class Pool:
         for _ in range(self.workers):
             self.asked.put(None)
 
+    def read(self, listings: Iterable[Listing]) -> list[list[Any]]:
+        """Return the rows of each list, in the order of the lists; raises ApiError."""
+        return self.run([read_listing(listing, self.count_is_total) for listing in listings])
+
     def run(self, readers: Sequence[Reader]) -> list[list[Any]]:
         """Run readers at the same time; return what each returns, in their order.
 
         Raises ApiError as soon as one fails.
         """
         results: list[list[Any]] = [[] for _ in readers]
-        answers: dict[int, list[Page]] = {}
-        missing: dict[int, int] = {}
-        ended = rows = 0
+        pages: dict[int, list[Page]] = {}  # of each reader, as far as they have come
+        waiting: dict[int, dict[int, PageRequest]] = {}  # what each reader waits for, by place
+        rows = 0
 
-        def advance(index: int) -> int:
-            """Send a reader its pages and ask for the next; return 1 if it has ended instead."""
+        def advance(index: int) -> None:
+            """Send a reader its pages, and ask for the next; or take its result."""
             try:
                 reader = readers[index]
-                asks = reader.send(answers.pop(index)) if index in answers else next(reader)
+                asks = reader.send(pages.pop(index)) if index in pages else next(reader)
             except StopIteration as end:
                 results[index] = end.value
-                return 1
-            answers[index] = [Page([], None)] * len(asks)
-            missing[index] = len(asks)
+                del waiting[index]
+                return
+            pages[index] = [Page([], None)] * len(asks)
+            waiting[index] = dict(enumerate(asks))
             for place, request in enumerate(asks):
                 self.asked.put((index, place, request))
-            return 0
 
         for index in range(len(readers)):
-            ended += advance(index)
-        while ended < len(readers):
-            index, place, page = self._next_answer()
-            answers[index][place] = page
-            missing[index] -= 1
+            advance(index)
+        while waiting:
+            index, place, page = self._next_answer(waiting)
+            pages[index][place] = page
+            del waiting[index][place]
             rows += len(page.rows)
-            if not missing[index]:
-                ended += advance(index)
-            self.progress(ended, len(readers), rows)
+            if not waiting[index]:
+                advance(index)
+            self.progress(len(readers) - len(waiting), len(readers), rows)
         return results
 
-    def _next_answer(self) -> tuple[int, int, Page]:
+    def _next_answer(
+        self, waiting: Mapping[int, Mapping[int, PageRequest]]
+    ) -> tuple[int, int, Page]:
         try:
             index, place, answer = self.answered.get(timeout=SILENCE_SECONDS)
         except queue.Empty:
-            raise ApiError(f"the API has answered nothing for {SILENCE_SECONDS:g} s") from None
+            request = next(request for each in waiting.values() for request in each.values())
+            raise ApiError(
+                f"{request.listing}: the API has answered nothing for {SILENCE_SECONDS:g} s: "
+                "run it again later"
+            ) from None
         if isinstance(answer, Exception):
             raise answer
         return index, place, answer
@@ -1145,55 +1178,39 @@ class Pool:
 # Usage
 
 
-def read_usage(
-    pool: Pool, period: Period, reconciling: bool, warn: Callable[[str], None]
-) -> list[Usage]:
-    """Return the usage of each organization as listed, of compute, then of service.
-
-    Organizations that are not listed follow. Raises ApiError.
-    """
-    totals, count_is_total = probe(pool, period)
-    [organizations] = pool.run([read_listing(Listing("organizations"), False)])
-    if not organizations:
-        raise ApiError(
-            f"{Listing('organizations')}: none is listed, so there is nothing to bill: "
-            "does PARTNER_API_KEY belong to the partner?"
-        )
-    usage = [Usage(each, kind, period, []) for each in organizations for kind in KINDS]
-    usage = read_again(pool, usage, count_is_total)
-    for kind in KINDS if reconciling else ():
-        part = [each for each in usage if each.kind == kind]
-        if sum(len(each.records) for each in part) != totals[kind]:
-            [whole] = pool.run([read_listing(Listing(kind, period), count_is_total)])
-            part = reconcile(pool, part, whole, count_is_total, warn)
-            usage = [each for each in usage if each.kind != kind] + part
-    order = {each: place for place, each in enumerate(dict.fromkeys(u.organization for u in usage))}
-    return sorted(usage, key=lambda each: (order[each.organization], KINDS.index(each.kind)))
-
-
-def probe(pool: Pool, period: Period) -> tuple[dict[str, int | None], bool]:
+def probe(pool: Pool, period: Period) -> dict[str, int | None]:
     """Ask for the first record of each kind, of the whole partner.
 
-    Return the number of its records of each kind, as far as that tells (None otherwise), and
-    whether `count` is known to be a total. It also tells whether the key works.
+    Return the number of its records of each kind, None where the answer does not tell. It also
+    tells whether the key works, and whether `count` is a total.
     """
 
     def first_page(kind: str) -> Reader:
         return (yield [PageRequest(Listing(kind, period), 0, 1)])
 
     pages = dict(zip(KINDS, pool.run([first_page(kind) for kind in KINDS])))
-    count_is_total = any((page.counted or 0) > len(page.rows) for [page] in pages.values())
-    totals = {
-        kind: (page.counted if count_is_total else None) if page.rows else 0
+    pool.count_is_total |= any((page.counted or 0) > len(page.rows) for [page] in pages.values())
+    return {
+        kind: (page.counted if pool.count_is_total else None) if page.rows else 0
         for kind, [page] in pages.items()
     }
-    return totals, count_is_total
 
 
-def read_again(pool: Pool, usage: Sequence[Usage], count_is_total: bool) -> list[Usage]:
+def read_organizations(pool: Pool) -> list[Organization]:
+    """Return the organizations as listed; raises ApiError, also if there are none."""
+    listing = Listing("organizations")
+    [page] = pool.run([read_listing(listing, False)])
+    if not page:
+        raise ApiError(
+            f"{listing}: none is listed, so there is nothing to bill: "
+            "does PARTNER_API_KEY belong to the partner?"
+        )
+    return page
+
+
+def read_usage(pool: Pool, usage: Sequence[Usage]) -> list[Usage]:
     """Return the usage with its records as the API gives them now; raises ApiError."""
-    listings = [Listing(each.kind, each.period, each.organization) for each in usage]
-    results = pool.run([read_listing(listing, count_is_total) for listing in listings])
+    results = pool.read(Listing(each.kind, each.period, each.organization) for each in usage)
     return [each._replace(records=records) for each, records in zip(usage, results)]
 
 
@@ -1201,83 +1218,95 @@ def read_again(pool: Pool, usage: Sequence[Usage], count_is_total: bool) -> list
 
 
 def reconcile(
-    pool: Pool,
-    usage: Sequence[Usage],
-    whole: Sequence[Record],
-    count_is_total: bool,
-    warn: Callable[[str], None],
+    pool: Pool, usage: list[Usage], totals: Mapping[str, int | None], warn: Callable[[str], None]
 ) -> list[Usage]:
-    """Return the organizations' usage of one kind, completed from that of the whole partner.
+    """Return the organizations' usage, completed from the usage of the whole partner.
 
-    An organization that disagrees is asked once more, since usage may have arrived in between.
-    Raises ApiError if instances are still missing in one of both.
+    Where the records of a kind do not add up to its total, the whole partner's are read, and
+    compared instance by instance. An organization that disagrees is asked once more, since usage
+    may have arrived in between. Raises ApiError if instances are still missing on either side.
     """
-    unlisted = group_unlisted(usage, whole)
-    for each in unlisted:
-        warn(
-            f"{each.kind} usage of an organization that is not listed: "
-            f"{each.organization}, instances: {len(each.records)}: "
-            "it is billed under the name that its records give"
-        )
-    usage = [*usage, *unlisted]
-    differing = {key[0] for key in differences(usage, whole)}
-    again = [each for each in usage if each.organization.id in differing]
-    fresh = {each.organization: each for each in read_again(pool, again, count_is_total)}
-    usage = [fresh.get(each.organization, each) for each in usage]
-    settle(usage, differences(usage, whole), warn)
-    return usage
+    for kind in KINDS:
+        part = [each for each in usage if each.kind == kind]
+        if sum(len(each.records) for each in part) == totals[kind]:
+            continue
+        period = part[0].period
+        [whole] = pool.read([Listing(kind, period)])
+        unlisted = group_unlisted(kind, period, usage, whole)
+        for each in unlisted:
+            warn(
+                f"{kind} usage of an organization that is not listed: {each.organization}, "
+                f"instances: {len(each.records)}: billed under the name that its records give"
+            )
+        part += unlisted
+        differing = {id_ for id_, _ in differences(part, whole)}
+        asked = [each for each in part if each.organization.id in differing]
+        fresh = {each.organization: each for each in read_usage(pool, asked)}
+        part = [fresh.get(each.organization, each) for each in part]
+        settle(part, differences(part, whole), warn)
+        usage = [each for each in usage if each.kind != kind] + part
+    order = {each.organization: place for place, each in reversed(list(enumerate(usage)))}
+    return sorted(usage, key=lambda each: (order[each.organization], KINDS.index(each.kind)))
 
 
-def group_unlisted(usage: Sequence[Usage], whole: Sequence[Record]) -> list[Usage]:
+def group_unlisted(
+    kind: str, period: Period, usage: Sequence[Usage], whole: Sequence[Record]
+) -> list[Usage]:
     """Return the usage of organizations that only the records of the whole partner name."""
-    listed = {each.organization.id for each in usage}
+    known = {each.organization.id: each.organization for each in usage}
+    listed = {each.organization.id for each in usage if each.kind == kind}
     unlisted: dict[str, Usage] = {}
     for record in whole:
-        if record.organization_id not in listed:
-            organization = Organization(
-                record.organization_id, record.organization_name or record.organization_id
-            )
-            empty = Usage(organization, usage[0].kind, usage[0].period, [])
-            unlisted.setdefault(organization.id, empty).records.append(record)
+        id_ = record.organization_id
+        if id_ not in listed:
+            organization = known.setdefault(id_, Organization(id_, record.organization_name or id_))
+            unlisted.setdefault(id_, Usage(organization, kind, period, [])).records.append(record)
     return list(unlisted.values())
+
+
+Difference = tuple["Record | None", "Record | None"]
+"""One instance as its organization's list, and as the whole partner's, has it."""
 
 
 def differences(
     usage: Sequence[Usage], whole: Sequence[Record]
-) -> dict[tuple[str, str], tuple[Decimal | None, Decimal | None]]:
-    """Return the hours of each instance that are not the same, or are missing, in one of both."""
-    own = {record.key: record.hours for each in usage for record in each.records}
-    others = {record.key: record.hours for record in whole}
+) -> dict[tuple[str, str], Difference]:
+    """Return, by key, the instances that are missing, or billed otherwise, in one of both."""
+    own = {record.key: record for each in usage for record in each.records}
+    others = {record.key: record for record in whole}
+    pairs = ((key, own.get(key), others.get(key)) for key in {**own, **others})
     return {
-        key: (own.get(key), others.get(key))
-        for key in {**own, **others}
-        if own.get(key) != others.get(key)
+        key: (mine, other)
+        for key, mine, other in pairs
+        if not mine or not other or (mine.profile, mine.hours) != (other.profile, other.hours)
     }
 
 
 def settle(
     usage: Sequence[Usage],
-    differing: Mapping[tuple[str, str], tuple[Decimal | None, Decimal | None]],
+    differing: Mapping[tuple[str, str], Difference],
     warn: Callable[[str], None],
 ) -> None:
-    """Raise ApiError about instances that only one of both has; warn about other hours."""
+    """Raise ApiError about instances that only one of both has; warn about other differences."""
+    problems = []
     for each in usage:
         listing = Listing(each.kind, each.period, each.organization)
-        instances = {
-            key[1]: hours for key, hours in differing.items() if key[0] == each.organization.id
-        }
-        lost = [instance for instance, hours in instances.items() if None in hours]
-        if lost:
-            raise ApiError(
+        own = {key[1]: pair for key, pair in differing.items() if key[0] == each.organization.id}
+        missing = [instance for instance, pair in own.items() if None in pair]
+        if missing:
+            problems.append(
                 f"{listing}: it and the usage of the whole partner disagree about instances "
-                f"{cut_short(', '.join(lost))}: run it again later, or see RECONCILE in the README"
+                f"{cut_short(', '.join(missing), 400)}: run it again later; if that stays, "
+                "--no-reconcile bills what the organizations' own lists say"
             )
-        if instances:
+        elif own:
             warn(
-                f"{listing}: the usage of the whole partner has other hours for instances "
-                f"{cut_short(', '.join(instances))}: usage was still arriving; "
-                "what the organization's own list says is billed"
+                f"{listing}: the usage of the whole partner has other hours or another profile for "
+                f"instances {cut_short(', '.join(own), 400)}: usage may still be arriving; billed "
+                "is what the organization's own list says"
             )
+    if problems:
+        raise ApiError(*problems)
 
 
 # Billing
@@ -1303,10 +1332,11 @@ def sort_lines(lines: Iterable[Line]) -> Iterator[Line]:
     """Yield lines by organization name (ignoring case), then by what tells them apart."""
     by_organization = defaultdict(list)
     for line in lines:
-        by_organization[line.usage.organization].append(line)
-    for each in sorted(by_organization, key=lambda each: (each.name.casefold(), each.id)):
+        organization = line.usage.organization
+        by_organization[organization.name.casefold(), organization.id].append(line)
+    for key in sorted(by_organization):
         yield from sorted(
-            by_organization[each],
+            by_organization[key],
             key=lambda line: (
                 line.record.project,
                 line.usage.kind,
@@ -1559,7 +1589,12 @@ def summarize(
 
 def summary_row(name: str, total: Total) -> tuple[str, str, str, str]:
     """Return the cells of a row of the summary, thousands set apart."""
-    return printable(name), f"{total.instances:,}", f"{total.hours:,f}", f"{total.amount:,f}"
+    return (
+        cut_short(printable(name), 60),
+        f"{total.instances:,}",
+        f"{total.hours:,f}",
+        f"{total.amount:,f}",
+    )
 
 
 def printable(text: str) -> str:
@@ -1572,8 +1607,9 @@ def printable(text: str) -> str:
 class Screen:
     """What a person sees: the summary on stdout; progress, warnings and errors on stderr."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self.keys = [key for key in keys if key.strip()]
+        self.quiet = False
         self.drawn_at = 0.0
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
@@ -1609,7 +1645,8 @@ class Screen:
 
     def _complain(self, level: str, text: str) -> None:
         self.clear_progress()
-        self._print(sys.stderr, f"ncp_metrics: {level}: {printable(text)}\n")
+        line = printable(redact(text, self.keys))
+        self._print(sys.stderr, f"ncp_metrics: {level}: {line}\n")
 
     def _print(self, stream: TextIO | None, text: str) -> None:
         """Print, whether or not anybody reads it: what was written to disk stands either way."""
@@ -1656,7 +1693,7 @@ def main(
     clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
 ) -> int:
     """Run the command; return its exit status."""
-    screen = Screen()
+    screen = Screen(environ.get(name, "") for name in ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY"))
     try:
         listen_to_signals()
         try:
@@ -1664,7 +1701,12 @@ def main(
             now = clock()
             period = last_days(settings.days, now)
             with Pool(Client(settings), settings.workers, screen.progress) as pool:
-                usage = read_usage(pool, period, settings.reconciling, screen.warn)
+                totals = probe(pool, period)
+                organizations = read_organizations(pool)
+                usage = [Usage(each, kind, period, []) for each in organizations for kind in KINDS]
+                usage = read_usage(pool, usage)
+                if settings.reconciling:
+                    usage = reconcile(pool, usage, totals, screen.warn)
             lines = bill(usage, book, settings.currency)
             unpriced = unpriced_totals(lines, settings.currency)
             unbilled = describe_unpriced(unpriced, book)

@@ -45,7 +45,9 @@ def yardstick(environ: dict[str, str]) -> None:
         offset = 0
         while True:
             answer = session.get(
-                console + path, params={**query, "limit": PAGE, "offset": offset}, headers=header
+                console + path,
+                params={**query, "limit": str(PAGE), "offset": str(offset)},
+                headers=header,
             ).json()
             yield from answer[name]
             offset += len(answer[name])
@@ -82,7 +84,7 @@ def yardstick(environ: dict[str, str]) -> None:
                         record.get("status", ""),
                         record["created_at"],
                         "; ".join(
-                            f"{each['name']}={each['label_value'] if each['is_label'] else each['usage']}"
+                            f"{each['name']}={each.get('label_value', each['usage'])}"
                             for each in record["parameters"]
                         ),
                         START,

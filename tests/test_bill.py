@@ -125,7 +125,8 @@ def test_more_hours_than_the_period_has_are_billed_with_a_warning(run: Run) -> N
     with Simulator(partner) as simulator:
         result = run(simulator=simulator, prices=PRICES)
     assert result.status == 0
-    assert "more hours than the period has: 1; the first is j (id-j) of A, 720.01" in result.stderr
+    said = "more hours than the period has: 1; the first is instance j (id-j) of A (o1), 720.01"
+    assert said in result.stderr
 
 
 def test_no_organizations_at_all_is_an_error_and_not_an_empty_bill(run: Run) -> None:
@@ -279,7 +280,7 @@ def test_everything_that_is_wrong_is_told_at_once_before_anything_is_asked(
     ("flag", "message"),
     [
         ("--dayz=3", "unknown argument --dayz: --help lists the flags"),
-        ("june", "unknown argument june: --help lists the flags"),
+        ("june", "unknown argument (no flag): --help lists the flags"),
         ("--days", "argument --days: expected one argument; --help lists the flags"),
     ],
 )

@@ -6,6 +6,7 @@ import csv
 import email.utils
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -26,6 +27,7 @@ from example import FILES, PRICES, RAW, SMALL, SORTED, usage
 from rafay_simulator import (
     DEFAULT_KEY,
     PARTNER_KEY,
+    Behaviour,
     Fault,
     FaultPlan,
     Partner,
@@ -90,7 +92,10 @@ PASSING = [
     (Fault(status=429, headers={"Retry-After": "99999999"}), "HTTP 429"),
     (Fault(status=429, headers={"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}), "HTTP 429"),
     (Fault(status=429, headers={"Retry-After": "soon"}), "HTTP 429"),
-    (Fault(status=500, body=b'{"message": "unexpected error"}'), "HTTP 500.*unexpected error"),
+    (
+        Fault(status=500, body=b'{"message": "unexpected error"}'),
+        "HTTP 500; it says .*unexpected error",
+    ),
     (Fault(status=502), "HTTP 502"),
     (Fault(status=503, headers={"Retry-After": "1"}), "HTTP 503"),
     (Fault(status=504), "HTTP 504"),
@@ -115,6 +120,42 @@ def test_what_does_not_pass_ends_the_run(run: Run, fault: Fault, reason: str) ->
     assert "gave up after 6 attempts" in result.stderr
 
 
+LATER = {
+    "a further page": lambda r: r.query["offset"] == "2" and "instance_organization_id" in r.query,
+    "an organization": lambda r: r.query.get("instance_organization_id") == "o1",
+    "service": path_has("service"),
+    "the whole partner": lambda r: (
+        "usage" in r.path and r.query["limit"] != "1" and "instance_organization_id" not in r.query
+    ),
+}
+
+
+@pytest.mark.parametrize("where", LATER.values(), ids=LATER)
+@pytest.mark.parametrize("times", [1, 5])
+def test_what_passes_is_tried_again_in_every_phase(run: Run, where: Where, times: int) -> None:
+    plan = first(times, Fault(status=503), where)
+    with Simulator(SMALL, Behaviour(count="absent", max_limit=2), fault=plan) as simulator:
+        result = run(simulator=simulator, prices=PRICES)
+    assert_billed(result)
+
+
+@pytest.mark.parametrize("where", LATER.values(), ids=LATER)
+def test_what_does_not_pass_ends_the_run_in_every_phase(run: Run, where: Where) -> None:
+    plan = always(Fault(status=503), where)
+    with Simulator(SMALL, Behaviour(count="absent", max_limit=2), fault=plan) as simulator:
+        result = run(simulator=simulator, prices=PRICES)
+    assert_failed(result, "usage of ", "/apis/billing.envmgmt.io/v1/", "gave up after 6 attempts")
+
+
+def test_pauses_double_with_jitter_and_a_retry_after_is_obeyed_within_reason() -> None:
+    for attempt, longest in enumerate([0.5, 1, 2, 4, 8], start=1):
+        pauses = {ncp_metrics.back_off(attempt, None) for _ in range(100)}
+        assert len(pauses) > 1
+        assert all(longest / 2 <= pause <= longest for pause in pauses)
+    assert ncp_metrics.back_off(1, 7.0) == 7
+    assert ncp_metrics.back_off(1, 1e9) == 30
+
+
 def test_what_cannot_be_had_names_the_organization(run: Run) -> None:
     plan = always(
         Fault(status=503), lambda request: request.query.get("instance_organization_id") == "o1"
@@ -123,7 +164,7 @@ def test_what_cannot_be_had_names_the_organization(run: Run) -> None:
 
 
 def test_a_refused_connection_is_an_error_that_names_host_and_variable(run: Run) -> None:
-    keys = {"RAFAY_DEFAULT_API_KEY": "a", "PARTNER_API_KEY": "b"}
+    keys = {"RAFAY_DEFAULT_API_KEY": "default-key", "PARTNER_API_KEY": "partner-key"}
     result = run(RAFAY_CONSOLE_URL="http://127.0.0.1:9", prices=PRICES, **keys)
     assert_failed(result, "http://127.0.0.1:9 (RAFAY_CONSOLE_URL): Connection refused")
 
@@ -143,9 +184,10 @@ def test_a_host_that_does_not_accept_the_connection_is_an_error(run: Run) -> Non
         for each in waiting:  # fill the queue of a server that accepts nobody
             each.setblocking(False)
             each.connect_ex(full.getsockname())
-        keys = {"RAFAY_DEFAULT_API_KEY": "a", "PARTNER_API_KEY": "b"}
+        keys = {"RAFAY_DEFAULT_API_KEY": "default-key", "PARTNER_API_KEY": "partner-key"}
         url = f"http://127.0.0.1:{full.getsockname()[1]}"
-        result = run(RAFAY_CONSOLE_URL=url, prices=PRICES, constants=IMPATIENT, **keys)
+        constants = (*QUICK, "CONNECT_SECONDS=0.3", "READ_SECONDS=30.0")
+        result = run(RAFAY_CONSOLE_URL=url, prices=PRICES, constants=constants, **keys)
         for each in waiting:
             each.close()
     assert_failed(result, "no connection within 0.3 s")
@@ -160,7 +202,7 @@ def test_a_run_ends_even_if_the_server_never_ends_its_answer(run: Run, action: A
         "READ_SECONDS=0.9" if action == "drip" else "READ_SECONDS=60.0",
     )
     result = bill(run, always(Fault(action, seconds=0.5), COMPUTE), constants=constants)
-    assert_failed(result, "answered nothing for 1 s")
+    assert_failed(result, "compute usage of the whole partner (/apis", "answered nothing for 1 s")
 
 
 def test_an_answer_without_measure_is_an_error(run: Run) -> None:
@@ -208,6 +250,35 @@ def test_a_bundle_that_does_not_exist_is_an_error_at_once(run: Run, tls: ssl.SSL
     assert_failed(result, "/nonexistent.pem")
 
 
+def test_a_certificate_for_another_host_is_an_error_that_says_so(
+    run: Run, authority: trustme.CA, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("rafay.example").configure_cert(context)
+    with Simulator(SMALL, tls=context) as simulator:
+        result = run(simulator=simulator, prices=PRICES, REQUESTS_CA_BUNDLE=str(bundle))
+    assert_failed(result, "is that the right host?", "127.0.0.1")
+
+
+def test_a_bundle_without_a_certificate_is_an_error_at_once(
+    run: Run, tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    (tmp_path / "junk.pem").write_text("junk")
+    with Simulator(SMALL, tls=tls) as simulator:
+        junk = str(tmp_path / "junk.pem")
+        result = run(simulator=simulator, prices=PRICES, REQUESTS_CA_BUNDLE=junk)
+    assert_failed(result, "is REQUESTS_CA_BUNDLE right?")
+
+
+def test_https_to_a_port_that_serves_http_is_an_error_at_once(run: Run) -> None:
+    with Simulator(SMALL) as simulator:
+        url = simulator.url.replace("http:", "https:")
+        result = run(simulator=simulator, prices=PRICES, RAFAY_CONSOLE_URL=url)
+    assert_failed(result, "is https served there")
+
+
 # HTTP
 
 
@@ -237,8 +308,9 @@ def test_an_answer_that_will_not_change_is_not_tried_again(run: Run, status: int
 def test_the_message_of_the_api_is_shown_but_cut_short_and_without_a_key(run: Run) -> None:
     said = f"bad range\x1b[2J, key {DEFAULT_KEY} or {PARTNER_KEY}\n" + "x" * 5000
     result = bill(run, always(Fault(status=400, body=said.encode()), COMPUTE))
-    assert_failed(result, "HTTP 400, bad range\\x1b[2J, key [API key] or [API key] xxx")
-    assert len(result.stderr) < 500
+    assert_failed(result, "HTTP 400: the API does not take the request; it says bad range\\x1b[2J")
+    assert "key *** or *** xxx" in result.stderr
+    assert len(result.stderr) < 700
 
 
 def test_a_retry_after_in_seconds_is_waited_for(run: Run) -> None:
@@ -553,6 +625,54 @@ def test_an_output_directory_that_goes_away_is_an_error(run: Run, tmp_path: Path
     assert_failed(result, f"cannot write to {out}: No such file or directory")
 
 
+def test_a_period_across_the_turn_of_the_year(run: Run) -> None:
+    with Simulator() as simulator:
+        result = run("--days=1", simulator=simulator, now="2027-01-01T00:00:30Z")
+    assert sorted(result.files) == [
+        "ncp-metrics-01012027-000030.csv",
+        "ncp-metrics-sorted-01012027-000030.csv",
+    ]
+    for text in result.files.values():
+        assert ",2026-12-31T00:00:30Z,2027-01-01T00:00:30Z," in text
+
+
+def test_a_signal_while_the_files_are_published_comes_too_late(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def interrupted(source: Path, path: Path) -> None:
+        link(source, path)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("os.link", interrupted)
+    ncp_metrics.listen_to_signals()
+    ncp_metrics.write_files([], "USD", directory, datetime(2026, 7, 1, tzinfo=timezone.utc))
+    assert sorted(path.name for path in directory.iterdir()) == [RAW, SORTED]
+
+
+def test_if_the_second_file_cannot_be_published_the_first_goes_away(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def fail(source: Path, path: Path) -> None:
+        if path.name == SORTED:
+            raise OSError(5, "Input/output error")
+        link(source, path)
+
+    def fail_too(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.link", fail)
+    monkeypatch.setattr("os.rename", fail_too)
+    now = datetime(2026, 7, 1, tzinfo=timezone.utc)
+    with pytest.raises(ncp_metrics.OutputError, match="Input/output error: no file was written"):
+        ncp_metrics.write_files([], "USD", directory, now)
+    assert not list(directory.iterdir())
+
+
 def test_four_runs_in_one_second_keep_eight_files(directory: Path) -> None:
     with Simulator() as simulator:
         runs = [
@@ -582,7 +702,7 @@ def test_without_hard_links_both_files_appear_and_nothing_is_overwritten(
     monkeypatch.setattr("os.link", refuse)
     now = datetime(2026, 7, 1, tzinfo=timezone.utc)
     (directory / RAW).write_text("mine")
-    first_, second = ncp_metrics.write_files([], directory, now)
+    first_, second = ncp_metrics.write_files([], "USD", directory, now)
     assert (directory / RAW).read_text() == "mine"
     assert first_.name == RAW.replace("000000", "000001")
     assert sorted(directory.iterdir()) == sorted([directory / RAW, first_, second])
@@ -642,6 +762,8 @@ def test_names_that_tenants_choose_break_neither_row_nor_terminal(run: Run) -> N
     "fault",
     [
         Fault(status=400, body=f"x-api-key: {DEFAULT_KEY}".encode()),
+        Fault(status=400, body=f"\\u003c{DEFAULT_KEY}\\u003e".encode()),
+        *(Fault(body=b"x" * n + DEFAULT_KEY.encode()) for n in range(20, 460, 5)[::11]),
         Fault(body=f"<pre>x-api-key: {DEFAULT_KEY}</pre>".encode()),
         answer(count=DEFAULT_KEY),
         record(usage=DEFAULT_KEY),
@@ -650,14 +772,45 @@ def test_names_that_tenants_choose_break_neither_row_nor_terminal(run: Run) -> N
     ],
 )
 def test_a_key_that_the_server_repeats_is_not_shown(run: Run, fault: Fault) -> None:
-    assert_failed(bill(run, always(fault, COMPUTE)))
+    result = bill(run, always(fault, COMPUTE))
+    assert_failed(result)
+    assert DEFAULT_KEY[:12] not in result.stderr
 
 
-def test_a_key_on_the_command_line_is_not_shown(run: Run) -> None:
-    result = run(f"--api-key={DEFAULT_KEY}", "--key", DEFAULT_KEY)
+@pytest.mark.parametrize(
+    "text", ["abc-defg-hijk", "{abc-defg}", "u003cabc-defg\\u003e", "%20abc-defg"]
+)
+def test_the_longer_of_two_keys_is_taken_out_first(text: str) -> None:
+    shown = ncp_metrics.redact(text, ["abc-defg", "abc-defg-hijk"])
+    assert "abc" not in shown
+    assert "hijk" not in shown
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--api-key=unset-key-1"], ["--key", "unset-key-1"], ["unset-key-1"], ["--quiet=unset-key-1"]],
+)
+def test_a_key_on_the_command_line_is_not_shown(run: Run, flags: list[str]) -> None:
+    result = run(*flags)
     assert result.status == 2
-    assert "unknown argument --api-key: --help lists the flags" in result.stderr
-    assert DEFAULT_KEY not in result.stderr
+    assert "--help lists the flags" in result.stderr
+    assert "unset-key-1" not in result.stderr
+
+
+def test_a_key_in_the_wrong_variable_is_not_shown(run: Run) -> None:
+    with Simulator() as simulator:
+        result = run(simulator=simulator, DAYS=DEFAULT_KEY, CURRENCY=PARTNER_KEY)
+    assert result.status == 2
+    assert "DAYS: '***' is not a whole number" in result.stderr
+    assert PARTNER_KEY not in result.stderr
+
+
+def test_the_password_of_a_proxy_is_not_shown(run: Run) -> None:
+    keys = {"RAFAY_DEFAULT_API_KEY": "default-key", "PARTNER_API_KEY": "partner-key"}
+    url = "http://me:s3cret@127.0.0.1:99999"
+    result = run(RAFAY_CONSOLE_URL="https://rafay.invalid", HTTPS_PROXY=url, prices=PRICES, **keys)
+    assert_failed(result, "HTTPS_PROXY")
+    assert "s3cret" not in result.stderr
 
 
 def test_no_key_is_in_any_output_file_or_repr(run: Run) -> None:
@@ -680,7 +833,7 @@ def test_a_proxy_is_never_sent_a_key_in_clear(run: Run) -> None:
 
 
 def test_https_goes_through_the_proxy_that_is_set(run: Run) -> None:
-    keys = {"RAFAY_DEFAULT_API_KEY": "a", "PARTNER_API_KEY": "b"}
+    keys = {"RAFAY_DEFAULT_API_KEY": "default-key", "PARTNER_API_KEY": "partner-key"}
     with Simulator(SMALL) as proxy:
         result = run(
             RAFAY_CONSOLE_URL="https://rafay.invalid", HTTPS_PROXY=proxy.url, prices=PRICES, **keys

@@ -112,7 +112,7 @@ def test_other_hours_are_read_again_and_then_billed_with_a_warning(run: Run) -> 
     plan = always(change(usage="9.00h"), asks_for("o1"))
     result, _ = bill(run, plan, behaviour=Behaviour(count="absent"))
     assert result.status == 0
-    assert "has other hours for instances id-a0: " in result.stderr
+    assert "has other hours or another profile for instances id-a0: " in result.stderr
     assert ",9.00,2.50,22.50,USD\n" in result.raw
 
 
@@ -129,7 +129,7 @@ def test_usage_of_an_organization_that_is_not_listed_is_billed_with_a_warning(
 ) -> None:
     gone = usage("o9", "z", "gpu", "3.00h", instance_organization_name="Gone, Inc.")
     nameless = usage("o8", "y", "gpu", "1.00h", instance_organization_name=None)
-    lab = usage("o9", "lab", "notebook", "1.00h", instance_organization_name="Gone, Inc.")
+    lab = usage("o9", "lab", "notebook", "1.00h", instance_organization_name="Otherwise")
     partner = Partner(PAIR, fixed(compute=[gone, *RECORDS, nameless], service=[lab]))
     result, _ = bill(run, partner=partner, behaviour=Behaviour(count=count))
     assert result.status == 0
@@ -157,11 +157,59 @@ def test_without_reconciliation_nothing_is_compared_and_the_summary_says_so(
     assert not [request for request in simulator.requests if asks_for(None)(request)]
 
 
-def test_records_that_keep_moving_between_pages_end_the_run(run: Run) -> None:
-    for count in ("total", "page"):
-        behaviour = Behaviour(shift=True, max_limit=10, count=count)
-        result, _ = bill(run, behaviour=behaviour)
-        assert (result.status, result.stdout, result.files) == (1, "", {})
+@pytest.mark.parametrize("count", ["total", "page", "absent"])
+@pytest.mark.parametrize(
+    "partner",
+    [
+        TWO,
+        Partner(PAIR, fixed(compute=[usage("o2", "b", "gpu", "2.00h"), *RECORDS])),
+        Partner(PAIR[:1], fixed(compute=RECORDS)),
+    ],
+    ids=["last is another's", "last is its own", "only one organization"],
+)
+@pytest.mark.parametrize("flags", [[], ["--no-reconcile"]], ids=["reconciled", "not reconciled"])
+def test_records_that_keep_moving_between_pages_end_the_run(
+    run: Run, count: Any, partner: Partner, flags: list[str]
+) -> None:
+    behaviour = Behaviour(shift=True, max_limit=10, count=count)
+    result, _ = bill(run, None, *flags, partner=partner, behaviour=behaviour)
+    assert (result.status, result.stdout, result.files) == (1, "", {})
+
+
+@pytest.mark.parametrize("count", ["total", "page", "absent"])
+def test_a_record_that_comes_twice_with_the_same_content_counts_once(run: Run, count: Any) -> None:
+    partner = Partner(PAIR, fixed(compute=[*RECORDS, RECORDS[3], usage("o2", "b", "gpu", "2.00h")]))
+    result, _ = bill(run, partner=partner, behaviour=Behaviour(count=count))
+    assert (result.status, result.stderr) == (0, "")
+    assert len(result.raw.splitlines()) == 1 + 26
+
+
+def test_another_profile_in_the_whole_partner_s_usage_is_told(run: Run) -> None:
+    plan = always(change(profile_name="free"), asks_for("o1"))
+    result, _ = bill(run, plan, behaviour=Behaviour(count="absent"))
+    assert result.status == 0
+    assert "another profile for instances id-a0: " in result.stderr
+
+
+def test_every_organization_that_disagrees_is_named(run: Run) -> None:
+    plan = always(keep(lambda row: False, count=0), lambda r: "instance_organization_id" in r.query)
+    result, _ = bill(run, plan)
+    assert (result.status, result.files) == (1, {})
+    first_line, second_line = result.stderr.splitlines()
+    assert "usage of Acme (o1) (/apis/billing.envmgmt.io/v1/" in first_line
+    assert "usage of Other (o2) " in second_line
+    assert "disagree about instances id-b: run it again later" in second_line
+
+
+def test_the_whole_partner_s_usage_is_read_again_if_it_contradicts_itself(run: Run) -> None:
+    def short(plain: dict[str, Any]) -> dict[str, Any]:
+        return {**plain, "count": 99}
+
+    gone = usage("o9", "z", "gpu", "3.00h", instance_organization_name="Gone, Inc.")
+    partner = Partner(PAIR, fixed(compute=[gone, *RECORDS]))
+    result, _ = bill(run, first(2, Fault(edit=short), asks_for(None)), partner=partner)
+    assert result.status == 0
+    assert "26 records of 2 organizations" in result.stdout
 
 
 def test_a_record_that_comes_twice_with_different_content_is_read_again(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 
 import iso4217
@@ -56,7 +57,7 @@ def test_three_variables_suffice_and_the_rest_has_defaults() -> None:
         days=30,
         currency="USD",
         pricing_file=Path(ncp_metrics.__file__).parent / "pricing.csv",
-        output_dir=Path(),
+        output_dir=Path("."),
         workers=8,
         reconciling=True,
     )
@@ -417,7 +418,9 @@ def test_anything_else_is_no_currency(text: str) -> None:
 def test_the_minor_units_are_those_of_iso_4217_and_no_others() -> None:
     exponents = {each.code: each.exponent for each in iso4217.Currency}
     assert MINOR_UNITS == {
-        code: exponent for code, exponent in exponents.items() if exponent is not None
+        code: Decimal(1).scaleb(-exponent)
+        for code, exponent in exponents.items()
+        if exponent is not None
     }
 
 
