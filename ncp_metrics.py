@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import argparse
 import csv
 import decimal
+import hashlib
 import io
 import json
 import os
@@ -36,11 +37,11 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, reduce
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
@@ -48,11 +49,14 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
+from dateutil import tz
 from dateutil.parser import isoparse
+from dateutil.relativedelta import relativedelta
 
 __version__ = "1.0.0"
 
 KINDS = ("compute", "service")
+INSTANCE = "instance"  # the dimension that every instance has: its own hours
 USAGE_PATH = "/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{kind}/usage"
 ORGANIZATIONS_PATH = "/auth/v1/organizations"
 PAGE_SIZE = 400  # what Rafay's own API collection asks for
@@ -70,7 +74,7 @@ MAX_PAGES = 10_000  # of one list
 MAX_INSTANCE_HOURS = Decimal(10**6)  # a century: a defect, not usage
 MAX_QUANTITY_HOURS = Decimal(10**15)  # bytes are metered as quantities, too
 
-MAX_PROBLEMS = 20  # shown of one price book
+MAX_PROBLEMS = 20  # shown of one price book, in an error or in the summary
 
 # ISO 4217: the least amount in each currency.
 MINOR_UNITS = {
@@ -147,7 +151,7 @@ def ignore_signals() -> None:
 
 
 class Period(NamedTuple):
-    """What is billed: aware UTC instants, the start included, the end not."""
+    """What is billed, or a part of it: aware UTC instants, the start included, the end not."""
 
     start: datetime
     end: datetime
@@ -174,7 +178,10 @@ class Organization(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The metered usage of one instance: `hours` are billed, the rest is text as metered."""
+    """The metered usage of one instance: its hours, and the rest as text.
+
+    `quantities` are quantity x hours of the parameters that the price book prices.
+    """
 
     organization_id: str
     organization_name: str
@@ -186,6 +193,7 @@ class Record(NamedTuple):
     created_at: str
     parameters: str
     hours: Decimal
+    quantities: Sequence[tuple[str, Decimal]]
 
     @property
     def key(self) -> tuple[str, str]:
@@ -206,10 +214,14 @@ class Usage(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of the bill: hours, rate and amount in currency units, None without a price."""
+    """A line of the bill: one dimension of one instance in one period.
+
+    `hours` are that dimension's; rate and amount, in currency units, are None without a price.
+    """
 
     usage: Usage
     record: Record
+    dimension: str
     hours: Decimal
     rate: Decimal | None
     amount: Decimal | None
@@ -243,7 +255,9 @@ SETTINGS = (
         "RAFAY_CONSOLE_URL",
         "the Ops Console, where organizations are listed, if it is another host",
     ),
+    Setting("BILLING_MONTH", "--month", "", "bill a calendar month: 2026-06, or last"),
     Setting("DAYS", "--days", "30", "bill the last so many days, up to now: 1 to 3650"),
+    Setting("TIMEZONE", "--timezone", "UTC", "IANA zone in which a month or a date begins"),
     Setting("CURRENCY", "--currency", "USD", "ISO 4217 code of every amount"),
     Setting("PRICING_FILE", "--pricing", "pricing.csv beside the script", "the price book"),
     Setting("OUTPUT_DIR", "--output-dir", "the working directory", "where the two files go"),
@@ -271,12 +285,17 @@ class Settings(NamedTuple):
     ops_console_url: str
     default_api_key: str
     partner_api_key: str
-    days: int
+    period: Period
+    provisional: bool
+    timezone: tzinfo
+    timezone_name: str
     currency: str
     pricing_file: Path
     output_dir: Path
     workers: int
     reconciling: bool
+    organizations: Sequence[str]
+    checking: bool
 
     def __repr__(self) -> str:
         return f"Settings(console_url={self.console_url!r}, ...)"
@@ -317,6 +336,13 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
             parser.add_argument(
                 setting.flag, dest=setting.variable, metavar=setting.variable, help=help_text
             )
+    for flag, which in (("--from", "included"), ("--to", "not included")):
+        help_text = f"bill from and to: ISO 8601 date or time, {which}"
+        parser.add_argument(flag, dest=flag, metavar="TIME", help=help_text)
+    help_text = "bill this organization only; may be repeated"
+    parser.add_argument("--org", action="append", default=[], metavar="NAME_OR_ID", help=help_text)
+    help_text = "try settings, price book, keys and hosts with two requests; write nothing"
+    parser.add_argument("--check", action="store_true", help=help_text)
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     flags, unknown = parser.parse_known_args(argv)
@@ -327,40 +353,60 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
 
 
 def read_settings(
-    flags: Mapping[str, Any], environ: Mapping[str, str]
+    flags: Mapping[str, Any], environ: Mapping[str, str], now: datetime
 ) -> tuple[Settings, list[str]]:
     """Return the settings, None for each that is wrong, and all that is wrong with them."""
     problems: list[str] = []
     by_variable = {setting.variable: setting for setting in SETTINGS}
 
-    def read(variable: str, check: Callable[[str], Any], default: str | None = None) -> Any:
-        setting = by_variable[variable]
+    def given(variable: str) -> tuple[str, str]:
+        """Return what names the setting, and its text."""
         flag = (flags.get(variable) or "").strip()
-        text = flag or environ.get(variable, "").strip()
+        return (by_variable[variable].flag if flag else variable), (
+            flag or environ.get(variable, "").strip()
+        )
+
+    def read(variable: str, check: Callable[[str], Any], default: str | None = None) -> Any:
+        name, text = given(variable)
+        setting = by_variable[variable]
         if not text and setting.default == REQUIRED:
             problems.append(f"{variable} is not set: it is {setting.meaning}")
             return None
         try:
             return check(text or (setting.default if default is None else default))
         except ValueError as error:
-            problems.append(f"{setting.flag if flag else variable}: {error}")
+            problems.append(f"{name}: {error}")
             return None
 
     console_url = read("RAFAY_CONSOLE_URL", check_console_url)
+    zone = read("TIMEZONE", check_timezone) or timezone.utc
+    days = read("DAYS", whole_number(1, 3650))
+    period, provisional = Period(now, now), False
+    try:
+        month = given("BILLING_MONTH")[1]
+        period, provisional = choose_period(flags, month, days or 1, zone, now)
+    except ValueError as error:
+        problems.append(str(error))
     settings = Settings(
         console_url=console_url,
         ops_console_url=read(
-            "RAFAY_OPS_CONSOLE_URL", lambda text: text and check_console_url(text), ""
-        )
-        or console_url,
+            "RAFAY_OPS_CONSOLE_URL",
+            lambda text: check_console_url(text) if text else console_url,
+            "",
+        ),
         default_api_key=read("RAFAY_DEFAULT_API_KEY", check_api_key),
         partner_api_key=read("PARTNER_API_KEY", check_api_key),
-        days=read("DAYS", whole_number(1, 3650)),
+        period=period,
+        provisional=provisional,
+        timezone=zone,
+        timezone_name=given("TIMEZONE")[1] or "UTC",
         currency=read("CURRENCY", check_currency),
         pricing_file=read("PRICING_FILE", Path, str(Path(__file__).with_name("pricing.csv"))),
         output_dir=read("OUTPUT_DIR", check_directory, os.curdir),
         workers=read("WORKERS", whole_number(1, 32)),
         reconciling=read("RECONCILE", whole_number(0, 1)) == 1,
+        organizations=tuple(text.strip() for text in flags["org"]),
+        checking=flags["check"],
     )
     return settings, problems
 
@@ -434,35 +480,213 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return check
 
 
-def last_days(days: int, now: datetime) -> Period:
-    """Return the last so many days up to now, in whole seconds."""
-    end = now.astimezone(timezone.utc).replace(microsecond=0)
-    return Period(end - timedelta(days=days), end)
+def check_timezone(text: str) -> tzinfo:
+    """Return the zone of an IANA name; raises ValueError."""
+    # dateutil would take files, and rules such as UTC+3 (which means the opposite in POSIX).
+    zone = tz.gettz(text) if re.fullmatch(r"[A-Z][A-Za-z0-9_+/-]*", text) else None
+    if not isinstance(zone, (tz.tzfile, tz.tzutc)):
+        raise ValueError(f"{text!r} is not an IANA time zone, such as UTC or Europe/Berlin")
+    return zone
+
+
+# Period
+
+
+def choose_period(
+    flags: Mapping[str, Any], month: str, days: int, zone: tzinfo, now: datetime
+) -> tuple[Period, bool]:
+    """Return the period that a flag, else BILLING_MONTH, else DAYS asks for.
+
+    The second value says whether it is provisional: a month that is not over. Raises ValueError.
+    """
+    now = now.astimezone(timezone.utc).replace(microsecond=0)
+    asked = {
+        "--month": flags.get("BILLING_MONTH"),
+        "--from and --to": flags.get("--from") or flags.get("--to"),
+        "--days": flags.get("DAYS"),
+    }
+    names = [name for name, value in asked.items() if value]
+    if len(names) > 1:
+        raise ValueError(f"{', '.join(names)} are {len(names)} periods: give one")
+    if names == ["--from and --to"]:
+        return between(flags.get("--from"), flags.get("--to"), zone, now), False
+    if month and names != ["--days"]:
+        return calendar_month(month, zone, now)
+    return Period(now - timedelta(days=days), now), False
+
+
+def calendar_month(text: str, zone: tzinfo, now: datetime) -> tuple[Period, bool]:
+    """Return a month, `2026-06` or `last`, up to now, and whether it is not over.
+
+    Raises ValueError.
+    """
+    if text == "last":
+        first = now.astimezone(zone).replace(tzinfo=None, day=1, hour=0, minute=0, second=0)
+        first -= relativedelta(months=1)
+    elif re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", text) and text > "0001":
+        first = datetime(int(text[:4]), int(text[5:]), 1)
+    else:
+        raise ValueError(
+            f"--month, BILLING_MONTH: {text!r} is neither a month, such as 2026-06, nor last"
+        )
+    start = begin_of_day(first, zone)
+    if start >= now:
+        raise ValueError(f"--month, BILLING_MONTH: {text} has not begun")
+    end = begin_of_day(first + relativedelta(months=1), zone)
+    return Period(start, min(end, now)), end > now
+
+
+def between(start_text: str | None, end_text: str | None, zone: tzinfo, now: datetime) -> Period:
+    """Return the period of --from and --to; raises ValueError."""
+    if not (start_text and end_text):
+        raise ValueError("--from, --to: one goes with the other")
+    try:
+        start, end = parse_moment(start_text, zone), parse_moment(end_text, zone)
+    except ValueError as error:
+        raise ValueError(f"--from, --to: {error}") from None
+    if start >= end:
+        raise ValueError("--from, --to: the period has no length: is it the wrong way round?")
+    if end > now:
+        raise ValueError(f"--to: {end_text} is in the future: now is {format_instant(now)}")
+    return Period(start, end)
+
+
+def parse_moment(text: str, zone: tzinfo) -> datetime:
+    """Return an ISO 8601 date or time, in the zone unless it has an offset, as aware UTC.
+
+    A date is its first moment. Raises ValueError.
+    """
+    match = MOMENT.fullmatch(text.strip())
+    try:
+        if not match:
+            raise ValueError
+        moment = isoparse(match.group())
+        if not match.group(1):
+            return begin_of_day(moment, zone)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=zone)
+            if tz.datetime_ambiguous(moment) or not tz.datetime_exists(moment):
+                raise LookupError
+        return moment.astimezone(timezone.utc)
+    except LookupError:
+        raise ValueError(
+            f"{text!r} comes twice or never, since clocks change: add an offset, such as +02:00"
+        ) from None
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text!r} is not a date or time such as 2026-06-01 or 2026-06-01T00:00:00Z"
+        ) from None
+
+
+MOMENT = re.compile(
+    "[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
+)
+
+
+def begin_of_day(day: datetime, zone: tzinfo) -> datetime:
+    """Return the first moment of a day in a zone, as aware UTC."""
+    # Where clocks go forward at midnight, the day begins an hour later.
+    return tz.resolve_imaginary(day.replace(tzinfo=zone)).astimezone(timezone.utc)
+
+
+def split_period(period: Period, prices: Iterable[Price]) -> list[Period]:
+    """Return the parts of the period in which no price changes, in order."""
+    changes = {price.effective_from for price in prices if price.effective_from}
+    inside = sorted(change for change in changes if period.start < change < period.end)
+    instants = [period.start, *inside, period.end]
+    return [Period(start, end) for start, end in zip(instants, instants[1:])]
 
 
 # Price book
 
 
-PriceBook = dict[str, Decimal]
-"""Hourly rate, in currency units, by profile."""
+class Price(NamedTuple):
+    """A line of the price book; a blank organization or profile type means all of them."""
+
+    line: int
+    profile: str
+    dimension: str
+    organization: str
+    profile_type: str
+    effective_from: datetime | None
+    rate: Decimal
+
+    @property
+    def thing(self) -> tuple[object, ...]:
+        """What is priced: two prices of the same thing are one too many."""
+        return (*self[1:3], self.organization.casefold(), *self[4:6])
+
+    def is_for(self, organization: Organization) -> bool:
+        """Whether it is the organization's, by id or by name, ignoring case."""
+        names = (organization.id, organization.name.strip().casefold())
+        return self.organization == names[0] or self.organization.casefold() == names[1]
+
+
+class PriceBook:
+    """The prices by profile and dimension, the most specific first."""
+
+    def __init__(self, path: Path, sha256: str, prices: Iterable[Price]) -> None:
+        self.path = path
+        self.sha256 = sha256
+        ever = datetime.min.replace(tzinfo=timezone.utc)
+        self.prices = sorted(
+            prices,
+            key=lambda price: (
+                bool(price.organization),
+                bool(price.profile_type),
+                price.effective_from or ever,
+            ),
+            reverse=True,
+        )
+        self.by_thing: dict[tuple[str, str], list[Price]] = defaultdict(list)
+        for price in self.prices:
+            self.by_thing[price.profile, price.dimension].append(price)
+        self.dimensions = {price.dimension for price in self.prices} - {INSTANCE}
+
+    def find_rate(self, usage: Usage, profile: str, dimension: str) -> Decimal | None:
+        """Return the rate, in currency units for an hour, in force when the usage's period begins.
+
+        None if there is no price. An organization's own price comes before one for everyone, one
+        for the profile type before one for both, and then the latest one.
+        """
+        for price in self.by_thing.get((profile.strip(), dimension), ()):
+            if (
+                (not price.organization or price.is_for(usage.organization))
+                and price.profile_type in ("", usage.kind)
+                and (not price.effective_from or price.effective_from <= usage.period.start)
+            ):
+                return price.rate
+        return None
+
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 LINE_ENDS = re.compile(r"\r\n|\n|\r")
 REQUIRED_COLUMNS = ("profile", "hourly_rate")
-OPTIONAL_COLUMNS = ("currency", "description")
+OPTIONAL_COLUMNS = (
+    "dimension",
+    "organization",
+    "profile_type",
+    "effective_from",
+    "currency",
+    "description",
+)
 
 
-def read_price_book(path: Path, currency: str | None) -> tuple[PriceBook, list[str]]:
-    """Return the price book, and all that is wrong with it, by file and line."""
+def read_price_book(path: Path, currency: str | None, zone: tzinfo) -> tuple[PriceBook, list[str]]:
+    """Return the price book, and all that is wrong with it, by file and line.
+
+    `currency` None stands for a setting that is wrong itself.
+    """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
     except OSError as error:
-        return {}, [f"{path}: {error.strerror or error}: PRICING_FILE or --pricing names the book"]
+        reason = f"{error.strerror or error}: PRICING_FILE or --pricing names the price book"
+        return PriceBook(path, "", ()), [f"{path}: {reason}"]
     except UnicodeDecodeError as error:
         line = len(LINE_ENDS.split(error.object[: error.start].decode("latin-1")))
-        return {}, [f"{path}: line {line}: not UTF-8: save it as CSV UTF-8"]
-    book: PriceBook = {}
-    lines: dict[str, int] = {}
+        return PriceBook(path, "", ()), [f"{path}: line {line}: not UTF-8: save it as CSV UTF-8"]
+    prices: dict[object, Price] = {}
     problems: list[str] = []
     columns: list[str] = []
     for number, row in price_rows(text):
@@ -474,20 +698,24 @@ def read_price_book(path: Path, currency: str | None) -> tuple[PriceBook, list[s
             if not columns:
                 columns = check_columns(row)
                 continue
-            profile, rate = check_price(columns, row, currency)
-            if profile in book:
-                raise ValueError(f"{profile!r} has a price in line {lines[profile]} already")
-            book[profile], lines[profile] = rate, number
+            price = check_price(number, columns, row, currency, zone)
+            first = prices.setdefault(price.thing, price)
+            if first is not price:
+                raise ValueError(f"{price.profile!r} has this price in line {first.line} already")
         except ValueError as error:
             problems.append(f"{path}: line {number}: {error}")
             if not columns:
                 break
     if not columns and not problems:
         problems.append(f"{path}: is empty: it needs a header, profile,hourly_rate, and prices")
-    if len(problems) > MAX_PROBLEMS:
-        more = len(problems) - MAX_PROBLEMS
-        problems[MAX_PROBLEMS:] = [f"{path}: and {more} more lines are wrong"]
-    return book, problems
+    book = PriceBook(path, hashlib.sha256(content).hexdigest(), prices.values())
+    return book, shorten(problems)
+
+
+def shorten(texts: list[str]) -> list[str]:
+    """Return the first MAX_PROBLEMS texts, and how many more there are."""
+    more = len(texts) - MAX_PROBLEMS
+    return texts if more <= 0 else [*texts[:MAX_PROBLEMS], f"and {more} more like these"]
 
 
 def price_rows(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
@@ -520,20 +748,69 @@ def check_columns(header: list[str]) -> list[str]:
     return columns
 
 
-def check_price(columns: list[str], row: list[str], currency: str | None) -> tuple[str, Decimal]:
-    """Return profile and hourly rate of a line of the price book; raises ValueError."""
+def check_price(
+    number: int, columns: list[str], row: list[str], currency: str | None, zone: tzinfo
+) -> Price:
+    """Return the price in a line of the price book; raises ValueError."""
     if len(row) != len(columns):
         raise ValueError(f"{len(row)} cells, but the header has {len(columns)}")
     cells = dict(zip(columns, (cell.strip() for cell in row)))
-    for name in columns:
-        if not cells[name] and name != "description":
+    for name in (*REQUIRED_COLUMNS, "currency"):
+        if cells.get(name) == "":
             raise ValueError(f"{name} is missing")
     rate = cells["hourly_rate"]
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", rate):
         raise ValueError(f"hourly_rate {rate!r} is not a plain decimal such as 2.50")
     if currency and cells.get("currency", currency) != currency:
         raise ValueError(f"currency {cells['currency']!r} is not CURRENCY, {currency}")
-    return cells["profile"], Decimal(rate)
+    kind, since = cells.get("profile_type", ""), cells.get("effective_from", "")
+    if kind not in ("", *KINDS):
+        raise ValueError(f"profile_type {kind!r} is neither compute nor service nor blank")
+    return Price(
+        number,
+        cells["profile"],
+        cells.get("dimension") or INSTANCE,
+        cells.get("organization", ""),
+        kind,
+        parse_moment(since, zone) if since else None,
+        Decimal(rate),
+    )
+
+
+def match_organizations(text: str, organizations: Iterable[Organization]) -> list[Organization]:
+    """Return the organizations that have this id, or this name, ignoring case."""
+    name = text.strip().casefold()
+    return [
+        each for each in organizations if text == each.id or name == each.name.strip().casefold()
+    ]
+
+
+def check_contracts(book: PriceBook, organizations: Sequence[Organization]) -> list[str]:
+    """Return which prices are of organizations that are not listed.
+
+    Raises SettingsError if a name is that of several organizations, or if an organization has two
+    prices for the same thing, one by name and one by id.
+    """
+    unlisted, problems = [], []
+    things: dict[object, int] = {}
+    for price in sorted(book.prices):
+        if not price.organization:
+            continue
+        matches = match_organizations(price.organization, organizations)
+        where = f"{book.path}: line {price.line}: organization {price.organization!r}"
+        if not matches:
+            unlisted.append(f"{where} is not listed")
+        elif len(matches) > 1:
+            ids = ", ".join(each.id for each in matches)
+            problems.append(f"{where} is the name of several: give the id, one of {ids}")
+        else:
+            thing = price._replace(organization=matches[0].id).thing
+            line = things.setdefault(thing, price.line)
+            if line != price.line:
+                problems.append(f"{where} has this price in line {line} already")
+    if problems:
+        raise SettingsError(*problems)
+    return unlisted
 
 
 # Answers of the API
@@ -577,15 +854,18 @@ class Page(NamedTuple):
     counted: int | None
 
 
-def parse_page(request: PageRequest, answer: Any) -> Page:
-    """Check one decoded answer; raises ApiError."""
+def parse_page(request: PageRequest, answer: Any, dimensions: Container[str] = ()) -> Page:
+    """Check one decoded answer; raises ApiError. `dimensions` are those that have prices."""
     if not isinstance(answer, dict):
         raise ApiError("the answer is not a JSON object")
     count = answer.get("count")
     if count is not None and (type(count) is not int or count < 0):
         raise ApiError(f"the answer's count is not a whole number: {count!r}")
-    parse = parse_usage if request.listing.period else parse_organizations
-    rows = parse(request, answer)
+    rows: list[Organization] | list[Record]
+    if request.listing.period:
+        rows = parse_usage(request, answer, dimensions)
+    else:
+        rows = parse_organizations(request, answer)
     if count is not None and count < len(rows):
         raise ApiError(f"the answer counts {count} but lists {len(rows)}")
     return Page(rows, count)
@@ -609,7 +889,9 @@ def parse_organizations(request: PageRequest, answer: dict[str, Any]) -> list[Or
     return organizations
 
 
-def parse_usage(request: PageRequest, answer: dict[str, Any]) -> list[Record]:
+def parse_usage(
+    request: PageRequest, answer: dict[str, Any], dimensions: Container[str]
+) -> list[Record]:
     """Return the records of an answer; raises ApiError."""
     listing = request.listing
     if answer.get("kind") not in (None, listing.kind):
@@ -627,7 +909,7 @@ def parse_usage(request: PageRequest, answer: dict[str, Any]) -> list[Record]:
         raise ApiError("the answer is no usage: it has neither records nor kind and range_from")
     if not rows and answer.get("count") and not request.offset:
         raise ApiError(f"the answer counts {answer['count']} records but lists none")
-    records = [parse_record(row) for row in rows]
+    records = [parse_record(row, dimensions) for row in rows]
     if listing.organization:
         for record in records:
             if record.organization_id != listing.organization.id:
@@ -638,11 +920,12 @@ def parse_usage(request: PageRequest, answer: dict[str, Any]) -> list[Record]:
     return records
 
 
-def parse_record(row: Any) -> Record:
+def parse_record(row: Any, dimensions: Container[str] = ()) -> Record:
     """Check one usage record; raises ApiError that names the instance."""
     if not isinstance(row, dict):
         raise ApiError("a usage record is not a JSON object")
     try:
+        parameters, quantities = parameters_of(row.get("parameters"), dimensions)
         return Record(
             # Thousands of records share these texts.
             sys.intern(text_of(row, "instance_organization_id", required=True)),
@@ -653,8 +936,9 @@ def parse_record(row: Any) -> Record:
             text_of(row, "instance_id", required=True),
             status_of(row),
             created_at_of(row),
-            parameters_of(row.get("parameters")),
+            parameters,
             metered_hours(row),
+            quantities,
         )
     except ApiError as error:
         names = [str(row[key]) for key in ("instance_name", "instance_id") if row.get(key)]
@@ -696,16 +980,19 @@ def created_at_of(row: dict[str, Any]) -> str:
     return format_instant(parse_instant(text))
 
 
-def parameters_of(parameters: Any) -> str:
+def parameters_of(
+    parameters: Any, dimensions: Container[str]
+) -> tuple[str, Sequence[tuple[str, Decimal]]]:
     """Return `GPU=1; storage_size=1200.00h`: labels as value, quantities as metered.
 
-    Raises ApiError.
+    With it come the metered quantities x hours of the dimensions. Raises ApiError.
     """
     if parameters is None:
-        return ""
+        return "", ()
     if not isinstance(parameters, list):
         raise ApiError(f"parameters is not a list: {parameters!r}")
-    texts = []
+    texts: list[str] = []
+    quantities: dict[str, Decimal] = {}
     for parameter in parameters:
         if not isinstance(parameter, dict):
             raise ApiError("a parameter is not a JSON object")
@@ -715,12 +1002,17 @@ def parameters_of(parameters: Any) -> str:
             raise ApiError(f"parameter {name}: is_label is not true or false")
         if is_label:
             texts.append(f"{name}={text_of(parameter, 'label_value')}")
-        else:
-            try:
-                texts.append(f"{name}={plain(metered_hours(parameter, MAX_QUANTITY_HOURS))}h")
-            except ApiError as error:
-                raise ApiError(f"parameter {name}: {error}") from None
-    return "; ".join(texts)
+            continue
+        try:
+            hours = metered_hours(parameter, MAX_QUANTITY_HOURS)
+        except ApiError as error:
+            raise ApiError(f"parameter {name}: {error}") from None
+        texts.append(f"{name}={plain(hours)}h")
+        if name in dimensions:
+            if name in quantities:
+                raise ApiError(f"parameter {name} comes twice, and it has a price")
+            quantities[name] = hours
+    return "; ".join(texts), tuple(quantities.items())
 
 
 def metered_hours(row: dict[str, Any], most: Decimal = MAX_INSTANCE_HOURS) -> Decimal:
@@ -804,7 +1096,8 @@ class Session(requests.Session):
 class Client:
     """The one place that makes requests: time-outs, retries, redirects, errors."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, dimensions: Container[str] = ()) -> None:
+        self.dimensions = dimensions
         self.stopping = threading.Event()
         self.usage = Endpoint(
             settings.console_url,
@@ -835,7 +1128,8 @@ class Client:
         endpoint = self.usage if listing.period else self.organizations
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return parse_page(request, self._get(session, endpoint, listing.path, query))
+                answer = self._get(session, endpoint, listing.path, query)
+                return parse_page(request, answer, self.dimensions)
             except (ApiError, Transient) as error:
                 # A server may repeat what it was sent.
                 reason = redact(str(error), (self.usage.key, self.organizations.key))
@@ -1178,34 +1472,66 @@ class Pool:
 # Usage
 
 
-def probe(pool: Pool, period: Period) -> dict[str, int | None]:
-    """Ask for the first record of each kind, of the whole partner.
+Slice = tuple[str, Period]
+"""A kind, and a part of the period: what one list of usage is asked for."""
 
-    Return the number of its records of each kind, None where the answer does not tell. It also
-    tells whether the key works, and whether `count` is a total.
+
+def first_page(listing: Listing, limit: int) -> Reader:
+    """Return the first page of a list alone."""
+    return (yield [PageRequest(listing, 0, limit)])
+
+
+def probe(pool: Pool, slices: Sequence[Slice]) -> dict[Slice, int | None]:
+    """Ask for the first record of each slice, of the whole partner.
+
+    Return the number of its records, None where the answer does not tell. It also tells whether
+    the key works, and whether `count` is a total.
     """
-
-    def first_page(kind: str) -> Reader:
-        return (yield [PageRequest(Listing(kind, period), 0, 1)])
-
-    pages = dict(zip(KINDS, pool.run([first_page(kind) for kind in KINDS])))
-    pool.count_is_total |= any((page.counted or 0) > len(page.rows) for [page] in pages.values())
+    results = pool.run([first_page(Listing(*each), 1) for each in slices])
+    pages = {each: page for each, [page] in zip(slices, results)}
+    pool.count_is_total |= any((page.counted or 0) > len(page.rows) for page in pages.values())
     return {
-        kind: (page.counted if pool.count_is_total else None) if page.rows else 0
-        for kind, [page] in pages.items()
+        each: (page.counted if pool.count_is_total else None) if page.rows else 0
+        for each, page in pages.items()
     }
 
 
 def read_organizations(pool: Pool) -> list[Organization]:
     """Return the organizations as listed; raises ApiError, also if there are none."""
     listing = Listing("organizations")
-    [page] = pool.run([read_listing(listing, False)])
-    if not page:
+    [organizations] = pool.run([read_listing(listing, False)])
+    if not organizations:
         raise ApiError(
             f"{listing}: none is listed, so there is nothing to bill: "
             "does PARTNER_API_KEY belong to the partner?"
         )
-    return page
+    return organizations
+
+
+def choose_organizations(
+    wanted: Sequence[str], organizations: Sequence[Organization]
+) -> list[Organization]:
+    """Return the wanted organizations, as listed, all if none is named; raises SettingsError."""
+    chosen: list[Organization] = []
+    problems = []
+    for text in wanted:
+        matches = match_organizations(text, organizations)
+        if not matches:
+            names = [each.name for each in organizations] + [each.id for each in organizations]
+            problems.append(f"--org: {text!r} is not listed; {nearest(text, names)}")
+        elif len(matches) > 1:
+            ids = ", ".join(each.id for each in matches)
+            problems.append(f"--org: {text!r} is the name of several: give the id, one of {ids}")
+        chosen += matches
+    if problems:
+        raise SettingsError(*problems)
+    return [each for each in organizations if each in chosen or not wanted]
+
+
+def nearest(text: str, names: Iterable[str]) -> str:
+    """Say which of the names is the nearest to a text."""
+    near = get_close_matches(text, names, n=1, cutoff=0.0)
+    return f"the nearest name is {near[0]}" if near else "there is no name at all"
 
 
 def read_usage(pool: Pool, usage: Sequence[Usage]) -> list[Usage]:
@@ -1218,19 +1544,21 @@ def read_usage(pool: Pool, usage: Sequence[Usage]) -> list[Usage]:
 
 
 def reconcile(
-    pool: Pool, usage: list[Usage], totals: Mapping[str, int | None], warn: Callable[[str], None]
+    pool: Pool,
+    usage: list[Usage],
+    totals: Mapping[Slice, int | None],
+    warn: Callable[[str], None],
 ) -> list[Usage]:
     """Return the organizations' usage, completed from the usage of the whole partner.
 
-    Where the records of a kind do not add up to its total, the whole partner's are read, and
+    Where the records of a slice do not add up to its total, the whole partner's are read, and
     compared instance by instance. An organization that disagrees is asked once more, since usage
     may have arrived in between. Raises ApiError if instances are still missing on either side.
     """
-    for kind in KINDS:
-        part = [each for each in usage if each.kind == kind]
-        if sum(len(each.records) for each in part) == totals[kind]:
+    for (kind, period), total in totals.items():
+        part = [each for each in usage if (each.kind, each.period) == (kind, period)]
+        if sum(len(each.records) for each in part) == total:
             continue
-        period = part[0].period
         [whole] = pool.read([Listing(kind, period)])
         unlisted = group_unlisted(kind, period, usage, whole)
         for each in unlisted:
@@ -1238,15 +1566,19 @@ def reconcile(
                 f"{kind} usage of an organization that is not listed: {each.organization}, "
                 f"instances: {len(each.records)}: billed under the name that its records give"
             )
+        usage = usage + unlisted
         part += unlisted
         differing = {id_ for id_, _ in differences(part, whole)}
         asked = [each for each in part if each.organization.id in differing]
-        fresh = {each.organization: each for each in read_usage(pool, asked)}
-        part = [fresh.get(each.organization, each) for each in part]
+        fresh = {each[:3]: each for each in read_usage(pool, asked)}
+        usage = [fresh.get(each[:3], each) for each in usage]
+        part = [fresh.get(each[:3], each) for each in part]
         settle(part, differences(part, whole), warn)
-        usage = [each for each in usage if each.kind != kind] + part
     order = {each.organization: place for place, each in reversed(list(enumerate(usage)))}
-    return sorted(usage, key=lambda each: (order[each.organization], KINDS.index(each.kind)))
+    return sorted(
+        usage,
+        key=lambda each: (order[each.organization], KINDS.index(each.kind), each.period.start),
+    )
 
 
 def group_unlisted(
@@ -1254,7 +1586,7 @@ def group_unlisted(
 ) -> list[Usage]:
     """Return the usage of organizations that only the records of the whole partner name."""
     known = {each.organization.id: each.organization for each in usage}
-    listed = {each.organization.id for each in usage if each.kind == kind}
+    listed = {each.organization.id for each in usage if (each.kind, each.period) == (kind, period)}
     unlisted: dict[str, Usage] = {}
     for record in whole:
         id_ = record.organization_id
@@ -1318,13 +1650,25 @@ def billing_amount(hours: Decimal, rate: Decimal, currency: str) -> Decimal:
 
 
 def bill(usage: Iterable[Usage], book: PriceBook, currency: str) -> list[Line]:
-    """Return a line for each record, in order."""
+    """Return the lines of the bill, in order.
+
+    Each record has a line for its own hours, priced or not, and one for each other dimension that
+    has a price.
+    """
     lines = []
     for each in usage:
+        rates: dict[tuple[str, str], Decimal | None] = {}
         for record in each.records:
-            hours, rate = record.hours, book.get(record.profile.strip())
-            amount = None if rate is None else billing_amount(hours, rate, currency)
-            lines.append(Line(each, record, hours, rate, amount))
+            for dimension, hours in ((INSTANCE, record.hours), *record.quantities):
+                thing = record.profile, dimension
+                if thing not in rates:
+                    rates[thing] = book.find_rate(each, *thing)
+                rate = rates[thing]
+                if rate is not None:
+                    amount = billing_amount(hours, rate, currency)
+                    lines.append(Line(each, record, dimension, hours, rate, amount))
+                elif dimension == INSTANCE:
+                    lines.append(Line(each, record, dimension, hours, None, None))
     return lines
 
 
@@ -1368,13 +1712,14 @@ COLUMNS = (
     "billing_rate",
     "billing_amount",
     "currency",
+    "dimension",
 )
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def format_line(line: Line, currency: str) -> tuple[str, ...]:
     """Return the cells of a line, one for each column."""
-    (organization, kind, period, _), record, hours, rate, amount = line
+    (organization, kind, period, _), record, dimension, hours, rate, amount = line
     return (
         shared_cell(organization.name),
         shared_cell(organization.id),
@@ -1392,6 +1737,7 @@ def format_line(line: Line, currency: str) -> tuple[str, ...]:
         plain(rate),
         plain(amount),
         currency,
+        shared_cell(dimension),
     )
 
 
@@ -1502,19 +1848,30 @@ def describe(paths: Sequence[Path]) -> list[str]:
 
 
 class Total:
-    """Sums over lines: instances, hours, and the amount in currency units."""
+    """Sums over lines: instances, records, their hours, and the amount in currency units.
+
+    The hours are those of the instances alone: other dimensions are metered in other units.
+    """
 
     def __init__(self, currency: str) -> None:
-        self.instances = 0
+        self.instances: set[str] = set()
+        self.records = 0
         self.hours = ZERO_HOURS
         self.amount = billing_amount(Decimal(0), Decimal(0), currency)
 
     def add(self, line: Line) -> None:
         """Add a line; one without a price has no amount."""
-        self.instances += 1
-        self.hours = EXACT.add(self.hours, line.hours)
+        if line.dimension == INSTANCE:
+            self.instances.add(line.record.instance_id)
+            self.records += 1
+            self.hours = EXACT.add(self.hours, line.hours)
         if line.amount is not None:
             self.amount = EXACT.add(self.amount, line.amount)
+
+    def cells(self) -> tuple[str, ...]:
+        """Return what the summary says of it, thousands set apart."""
+        instances, records = len(self.instances), self.records
+        return f"{instances:,}", f"{records:,}", f"{self.hours:,f}", f"{self.amount:,f}"
 
 
 def totals_by(
@@ -1528,7 +1885,7 @@ def totals_by(
 
 
 def unpriced_totals(lines: Iterable[Line], currency: str) -> defaultdict[str, Total]:
-    """Return the totals of each profile that has no price."""
+    """Return the totals of each profile whose instances have no price."""
     unpriced = (line for line in lines if line.rate is None)
     return totals_by(lambda line: line.record.profile, unpriced, currency)
 
@@ -1537,13 +1894,36 @@ def describe_unpriced(totals: Mapping[str, Total], book: PriceBook) -> list[str]
     """Return a sentence for each profile without a price, with the nearest name in the book."""
     sentences = []
     for profile, total in totals.items():
-        near = get_close_matches(profile, book, n=1, cutoff=0.0)
-        hint = f"the nearest name in the price book is {near[0]}" if near else "the book is empty"
+        there = [price for price in book.prices if price.profile == profile.strip()]
+        if not there:
+            hint = f"in the price book, {nearest(profile, {each.profile for each in book.prices})}"
+        elif all(price.dimension != INSTANCE for price in there):
+            hint = "if its other dimensions are all that is billed, give it an instance price of 0"
+        else:
+            numbers = ", ".join(str(price.line) for price in sorted(there))
+            hint = f"what the price book has for it, in line {numbers}, does not hold here"
         sentences.append(
             f"profile {profile} has no price: {plain(total.hours)} hours "
-            f"(instances: {total.instances}) are not billed; {hint}"
+            f"(instances: {len(total.instances)}) are not billed; {hint}"
         )
     return sentences
+
+
+def describe_unused(book: PriceBook, lines: Iterable[Line]) -> list[str]:
+    """Return a sentence for each price whose profile, or dimension of it, nothing used."""
+    used = {(line.record.profile.strip(), line.dimension) for line in lines}
+    return [
+        f"{book.path}: line {price.line}: nothing used {price.dimension} of {price.profile}"
+        for price in sorted(book.prices)
+        if (price.profile, price.dimension) not in used
+    ]
+
+
+def describe_provisional(settings: Settings) -> list[str]:
+    """Return a sentence if the month to bill is not over."""
+    end = format_instant(settings.period.end)
+    sentence = f"the bill is provisional: the month is not over, and is billed up to {end}"
+    return [sentence] if settings.provisional else []
 
 
 def describe_overlong(usage: Iterable[Usage]) -> list[str]:
@@ -1559,42 +1939,37 @@ def describe_overlong(usage: Iterable[Usage]) -> list[str]:
     ]
 
 
-def summarize(
-    period: Period, usage: Sequence[Usage], lines: Sequence[Line], settings: Settings
-) -> list[str]:
-    """Return the summary: the period, a line for each organization with usage, the total."""
+def summarize(usage: Sequence[Usage], lines: Sequence[Line], settings: Settings) -> list[str]:
+    """Return the table of the summary: organizations with usage, the total, those without."""
     organizations = list(dict.fromkeys(each.organization for each in usage))
     by_id = totals_by(lambda line: line.usage.organization.id, lines, settings.currency)
-    total = totals_by(lambda line: "", lines, settings.currency)[""]
-    rows = [("Organization", "Instances", "Hours", f"Amount ({settings.currency})")]
-    for organization in organizations:
-        if organization.id in by_id:
-            rows.append(summary_row(str(organization), by_id[organization.id]))
-    rows.append(summary_row("Total", total))
+    everything = totals_by(lambda line: "", lines, settings.currency)[""]
+    rows: list[tuple[str, ...]] = [
+        ("Organization", "Instances", "Records", "Hours", f"Amount ({settings.currency})")
+    ]
+    for each in organizations:
+        if each.id in by_id:
+            rows.append((cut_short(printable(str(each)), 60), *by_id[each.id].cells()))
+    rows.append(("Total", *everything.cells()))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    start, end = map(format_instant, period)
-    reconciled = (
-        f"Reconciled with the usage of the whole partner: {total.instances} records of "
-        f"{len(by_id)} organizations, {plain(total.hours)} hours"
-    )
+    without = len(organizations) - len(by_id)
     return [
-        f"Usage from {start} to {end}",
-        "",
         *("  ".join([n.ljust(widths[0]), *map(str.rjust, row, widths[1:])]) for n, *row in rows),
         "",
-        f"Organizations without usage: {len(organizations) - len(by_id)} of {len(organizations)}",
-        reconciled if settings.reconciling else "Not reconciled: RECONCILE is 0",
+        f"Organizations without usage: {without} of {len(organizations)}",
     ]
 
 
-def summary_row(name: str, total: Total) -> tuple[str, str, str, str]:
-    """Return the cells of a row of the summary, thousands set apart."""
-    return (
-        cut_short(printable(name), 60),
-        f"{total.instances:,}",
-        f"{total.hours:,f}",
-        f"{total.amount:,f}",
-    )
+def describe_run(settings: Settings, book: PriceBook) -> list[str]:
+    """Return what an auditor asks for: period, zone, price book, version."""
+    start, end = map(format_instant, settings.period)
+    return [
+        f"Period: {start} to {end}, the end not included",
+        f"Time zone: {settings.timezone_name}",
+        f"Price book: {book.path.absolute()}, prices: {len(book.prices)}",
+        f"SHA-256 of the price book: {book.sha256}",
+        f"Version: ncp_metrics {__version__}",
+    ]
 
 
 def printable(text: str) -> str:
@@ -1615,19 +1990,19 @@ class Screen:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # in a locale without the letters
 
-    def say(self, text: str) -> None:
-        """Print a line of the summary."""
+    def say(self, *texts: str) -> None:
+        """Print lines of the summary."""
         self.clear_progress()
         if not self.quiet:
-            self._print(sys.stdout, printable(text) + "\n")
+            self._print(sys.stdout, "".join(f"{printable(text)}\n" for text in texts))
 
-    def warn(self, text: str) -> None:
-        """Print a warning."""
-        self._complain("warning", text)
+    def warn(self, *texts: str) -> None:
+        """Print warnings."""
+        self._complain("warning", texts)
 
-    def error(self, text: str) -> None:
-        """Print an error."""
-        self._complain("error", text)
+    def error(self, *texts: str) -> None:
+        """Print errors."""
+        self._complain("error", texts)
 
     def progress(self, ended: int, lists: int, rows: int) -> None:
         """Rewrite the progress line, on a terminal only and ten times a second at most."""
@@ -1643,10 +2018,11 @@ class Screen:
             self._print(sys.stderr, "\r\x1b[K")
             self.drawn_at = 0.0
 
-    def _complain(self, level: str, text: str) -> None:
+    def _complain(self, level: str, texts: Sequence[str]) -> None:
         self.clear_progress()
-        line = printable(redact(text, self.keys))
-        self._print(sys.stderr, f"ncp_metrics: {level}: {line}\n")
+        for text in texts:
+            line = printable(redact(text, self.keys))
+            self._print(sys.stderr, f"ncp_metrics: {level}: {line}\n")
 
     def _print(self, stream: TextIO | None, text: str) -> None:
         """Print, whether or not anybody reads it: what was written to disk stands either way."""
@@ -1675,16 +2051,60 @@ def listen_to_signals() -> None:
 
 
 def read_inputs(
-    argv: Sequence[str] | None, environ: Mapping[str, str], screen: Screen
+    argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime, screen: Screen
 ) -> tuple[Settings, PriceBook]:
     """Return settings and price book; raises SettingsError with all that is wrong with both."""
     flags, problems = parse_flags(argv)
     screen.quiet = flags.quiet
-    settings, more_problems = read_settings(vars(flags), environ)
-    book, price_problems = read_price_book(settings.pricing_file, settings.currency)
+    settings, more_problems = read_settings(vars(flags), environ, now)
+    book, price_problems = read_price_book(
+        settings.pricing_file, settings.currency, settings.timezone
+    )
     if problems or more_problems or price_problems:
         raise SettingsError(*problems, *more_problems, *price_problems)
     return settings, book
+
+
+def check(pool: Pool, settings: Settings, book: PriceBook) -> list[str]:
+    """Try both keys and both hosts, with a request each, and say what is there; raises ApiError."""
+    usage, listed = Listing(KINDS[0], settings.period), Listing("organizations")
+    [records], [organizations] = pool.run([first_page(usage, 1), first_page(listed, PAGE_SIZE)])
+    return [
+        f"Usage: {settings.console_url} answers; {KINDS[0]} records: "
+        f"{max(records.counted or 0, len(records.rows))} or more",
+        f"Organizations: {settings.ops_console_url} answers; listed: "
+        f"{max(organizations.counted or 0, len(organizations.rows))} or more",
+        *describe_run(settings, book),
+        "All is in order; nothing was written.",
+    ]
+
+
+def read_all(
+    pool: Pool, settings: Settings, book: PriceBook, warn: Callable[[str], None]
+) -> tuple[list[Usage], list[str]]:
+    """Return all usage to bill, and what the summary says of how it was read; raises Failure."""
+    parts = split_period(settings.period, book.prices)
+    totals = probe(pool, [(kind, part) for kind in KINDS for part in parts])
+    listed = read_organizations(pool)
+    notes = shorten(check_contracts(book, listed))
+    organizations = choose_organizations(settings.organizations, listed)
+    empty = [Usage(each, *slice_, []) for each in organizations for slice_ in totals]
+    usage = read_usage(pool, empty)
+    if settings.organizations:
+        notes.append(f"This bill is partial: --org names {len(organizations)} of {len(listed)}")
+        notes.append("Not reconciled with the usage of the whole partner: the bill is partial")
+    elif not settings.reconciling:
+        notes.append("Not reconciled with the usage of the whole partner: RECONCILE is 0")
+    else:
+        usage = reconcile(pool, usage, totals, warn)
+        records = [record for each in usage for record in each.records]
+        owners = {record.organization_id for record in records}
+        hours = reduce(EXACT.add, (record.hours for record in records), ZERO_HOURS)
+        notes.append(
+            f"Reconciled with the usage of the whole partner: {len(records)} records of "
+            f"{len(owners)} organizations, {plain(hours)} hours"
+        )
+    return usage, notes
 
 
 def main(
@@ -1697,29 +2117,26 @@ def main(
     try:
         listen_to_signals()
         try:
-            settings, book = read_inputs(argv, environ, screen)
             now = clock()
-            period = last_days(settings.days, now)
-            with Pool(Client(settings), settings.workers, screen.progress) as pool:
-                totals = probe(pool, period)
-                organizations = read_organizations(pool)
-                usage = [Usage(each, kind, period, []) for each in organizations for kind in KINDS]
-                usage = read_usage(pool, usage)
-                if settings.reconciling:
-                    usage = reconcile(pool, usage, totals, screen.warn)
+            settings, book = read_inputs(argv, environ, now, screen)
+            with Pool(Client(settings, book.dimensions), settings.workers, screen.progress) as pool:
+                if settings.checking:
+                    screen.say(*check(pool, settings, book))
+                    return 0
+                usage, notes = read_all(pool, settings, book, screen.warn)
             lines = bill(usage, book, settings.currency)
             unpriced = unpriced_totals(lines, settings.currency)
             unbilled = describe_unpriced(unpriced, book)
-            for text in [*describe_overlong(usage), *unbilled]:
-                screen.warn(text)
-            summary = summarize(period, usage, lines, settings)
+            screen.warn(*describe_provisional(settings), *describe_overlong(usage), *unbilled)
+            if not settings.organizations:
+                notes += shorten(describe_unused(book, lines))
+            summary = summarize(usage, lines, settings)
             paths = write_files(lines, settings.currency, settings.output_dir, now)
-            for text in [*summary, *(f"Not billed: {text}" for text in unbilled), *describe(paths)]:
-                screen.say(text)
+            screen.say(*summary, *(f"Not billed: {text}" for text in unbilled), *notes)
+            screen.say(*describe_run(settings, book), *describe(paths))
             return 3 if any(total.hours for total in unpriced.values()) else 0
         except Failure as failure:
-            for problem in failure.problems:
-                screen.error(problem)
+            screen.error(*failure.problems)
             return failure.status
     except Stopped as stopped:
         name = signal.Signals(stopped.signal_number).name
