@@ -336,8 +336,8 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
             parser.add_argument(
                 setting.flag, dest=setting.variable, metavar=setting.variable, help=help_text
             )
-    for flag, which in (("--from", "included"), ("--to", "not included")):
-        help_text = f"bill from and to: ISO 8601 date or time, {which}"
+    for flag, which in zip(RANGE, ("begins: included", "ends: not included")):
+        help_text = f"where the period {which}; ISO 8601 date or time"
         parser.add_argument(flag, dest=flag, metavar="TIME", help=help_text)
     help_text = "bill this organization only; may be repeated"
     parser.add_argument("--org", action="append", default=[], metavar="NAME_OR_ID", help=help_text)
@@ -405,8 +405,8 @@ def read_settings(
         output_dir=read("OUTPUT_DIR", check_directory, os.curdir),
         workers=read("WORKERS", whole_number(1, 32)),
         reconciling=read("RECONCILE", whole_number(0, 1)) == 1,
-        organizations=tuple(text.strip() for text in flags["org"]),
-        checking=flags["check"],
+        organizations=tuple(text.strip() for text in flags.get("org") or ()),
+        checking=bool(flags.get("check")),
     )
     return settings, problems
 
@@ -492,6 +492,9 @@ def check_timezone(text: str) -> tzinfo:
 # Period
 
 
+RANGE = ("--from", "--to")
+
+
 def choose_period(
     flags: Mapping[str, Any], month: str, days: int, zone: tzinfo, now: datetime
 ) -> tuple[Period, bool]:
@@ -500,16 +503,14 @@ def choose_period(
     The second value says whether it is provisional: a month that is not over. Raises ValueError.
     """
     now = now.astimezone(timezone.utc).replace(microsecond=0)
-    asked = {
-        "--month": flags.get("BILLING_MONTH"),
-        "--from and --to": flags.get("--from") or flags.get("--to"),
-        "--days": flags.get("DAYS"),
-    }
-    names = [name for name, value in asked.items() if value]
+    given = {name: (flags.get(name) or "").strip() for name in ("BILLING_MONTH", "DAYS", *RANGE)}
+    start, end = given["--from"], given["--to"]
+    asked = {"--month": given["BILLING_MONTH"], "--from": start or end, "--days": given["DAYS"]}
+    names = [name for name, text in asked.items() if text]
     if len(names) > 1:
         raise ValueError(f"{', '.join(names)} are {len(names)} periods: give one")
-    if names == ["--from and --to"]:
-        return between(flags.get("--from"), flags.get("--to"), zone, now), False
+    if names == ["--from"]:
+        return between(start, end, zone, now), False
     if month and names != ["--days"]:
         return calendar_month(month, zone, now)
     return Period(now - timedelta(days=days), now), False
@@ -536,7 +537,7 @@ def calendar_month(text: str, zone: tzinfo, now: datetime) -> tuple[Period, bool
     return Period(start, min(end, now)), end > now
 
 
-def between(start_text: str | None, end_text: str | None, zone: tzinfo, now: datetime) -> Period:
+def between(start_text: str, end_text: str, zone: tzinfo, now: datetime) -> Period:
     """Return the period of --from and --to; raises ValueError."""
     if not (start_text and end_text):
         raise ValueError("--from, --to: one goes with the other")
@@ -701,7 +702,7 @@ def read_price_book(path: Path, currency: str | None, zone: tzinfo) -> tuple[Pri
             price = check_price(number, columns, row, currency, zone)
             first = prices.setdefault(price.thing, price)
             if first is not price:
-                raise ValueError(f"{price.profile!r} has this price in line {first.line} already")
+                raise ValueError(f"{price.profile!r} has a price in line {first.line} already")
         except ValueError as error:
             problems.append(f"{path}: line {number}: {error}")
             if not columns:
@@ -807,7 +808,7 @@ def check_contracts(book: PriceBook, organizations: Sequence[Organization]) -> l
             thing = price._replace(organization=matches[0].id).thing
             line = things.setdefault(thing, price.line)
             if line != price.line:
-                problems.append(f"{where} has this price in line {line} already")
+                problems.append(f"{where} has a price in line {line} already")
     if problems:
         raise SettingsError(*problems)
     return unlisted

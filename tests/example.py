@@ -11,7 +11,7 @@ RAW, SORTED = "ncp-metrics-07012026-000000.csv", "ncp-metrics-sorted-07012026-00
 
 HEADER = (
     "organization,organization_id,project,profile_type,profile,instance,instance_id,status,"
-    "created_at,parameters,period_start,period_end,usage_hours,billing_rate,billing_amount,currency"
+    "created_at,parameters,period_start,period_end,usage_hours,billing_rate,billing_amount,currency,dimension"
 )
 PERIOD = "2026-06-01T00:00:00Z,2026-07-01T00:00:00Z"
 PRICES = "profile,hourly_rate\ngpu,2.50\nfree,0\nnotebook,0.333\n"
@@ -55,15 +55,15 @@ SMALL = Partner(
 )
 RAW_LINES = [
     f"northwind,o2,research,compute,gpu,train-2,id-train-2,,2026-06-02T08:51:41Z,"
-    f"GPU=1; storage_size=1200.00h,{PERIOD},20.59,2.50,51.48,USD",
+    f"GPU=1; storage_size=1200.00h,{PERIOD},20.59,2.50,51.48,USD,instance",
     f"northwind,o2,research,compute,gpu,train-1,id-train-1,running,2026-06-02T08:51:41Z,,{PERIOD},"
-    f"0.01,2.50,0.03,USD",
+    f"0.01,2.50,0.03,USD,instance",
     f'"Fabrikam, Inc.",o1,research,compute,free,\'=HYPERLINK(),id-=HYPERLINK(),,'
-    f"2026-06-02T08:51:41Z,,{PERIOD},5.00,0,0.00,USD",
+    f"2026-06-02T08:51:41Z,,{PERIOD},5.00,0,0.00,USD,instance",
     f'"Fabrikam, Inc.",o1,research,service,notebook,lab,id-lab,,2026-06-02T08:51:41Z,,{PERIOD},'
-    f"10.50,0.333,3.50,USD",
+    f"10.50,0.333,3.50,USD,instance",
     f'"Ørsted ""Øst""",o4,research,compute,gpu,a,id-a,deleted,2026-06-02T08:51:41Z,,{PERIOD},'
-    f"0.13,2.50,0.33,USD",
+    f"0.13,2.50,0.33,USD,instance",
 ]
 SORTED_LINES = [RAW_LINES[2], RAW_LINES[3], RAW_LINES[1], RAW_LINES[0], RAW_LINES[4]]
 

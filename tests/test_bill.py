@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import pty
@@ -25,28 +26,37 @@ from rafay_simulator import (
 )
 
 SUMMARY = """\
-Usage from 2026-06-01T00:00:00Z to 2026-07-01T00:00:00Z
-
-Organization         Instances  Hours  Amount (USD)
-northwind (o2)               2  20.60         51.51
-Fabrikam, Inc. (o1)          2  15.50          3.50
-Ørsted "Øst" (o4)            1   0.13          0.33
-Total                        5  36.23         55.34
+Organization         Instances  Records  Hours  Amount (USD)
+northwind (o2)               2        2  20.60         51.51
+Fabrikam, Inc. (o1)          2        2  15.50          3.50
+Ørsted "Øst" (o4)            1        1   0.13          0.33
+Total                        5        5  36.23         55.34
 
 Organizations without usage: 1 of 4
 Reconciled with the usage of the whole partner: 5 records of 3 organizations, 36.23 hours
+Period: 2026-06-01T00:00:00Z to 2026-07-01T00:00:00Z, the end not included
+Time zone: UTC
+Price book: {book}, prices: 3
+SHA-256 of the price book: {sha256}
+Version: ncp_metrics 1.0.0
+Raw file: {raw}
+Sorted file: {sorted}
 """
 
 
 def test_a_run_writes_the_raw_and_the_sorted_file_and_prints_the_summary(
-    run: Run, directory: Path
+    run: Run, directory: Path, tmp_path: Path
 ) -> None:
     with Simulator(SMALL) as simulator:
         result = run(simulator=simulator, prices=PRICES)
     assert (result.status, result.stderr) == (0, "")
     assert result.files == FILES
-    paths = f"Raw file: {directory / RAW}\nSorted file: {directory / SORTED}\n"
-    assert result.stdout == SUMMARY + paths
+    assert result.stdout == SUMMARY.format(
+        book=tmp_path / "prices.csv",
+        sha256=hashlib.sha256(PRICES.encode()).hexdigest(),
+        raw=directory / RAW,
+        sorted=directory / SORTED,
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,12 +111,12 @@ def test_usage_without_a_price_stays_in_the_files_and_ends_with_status_3(run: Ru
         result = run(simulator=simulator, prices="profile,hourly_rate\ngpu-x1,1\nnotebook,0.333\n")
     sentence = (
         "profile gpu has no price: 20.73 hours (instances: 3) are not billed; "
-        "the nearest name in the price book is gpu-x1"
+        "in the price book, the nearest name is gpu-x1"
     )
     assert result.status == 3
     assert f"ncp_metrics: warning: {sentence}\n" in result.stderr
     assert f"Not billed: {sentence}\n" in result.stdout
-    assert f"{PERIOD},20.59,,,USD\n" in result.raw
+    assert f"{PERIOD},20.59,,,USD,instance\n" in result.raw
     assert len(result.raw.splitlines()) == len(FILES[RAW].splitlines())
 
 
@@ -116,7 +126,7 @@ def test_a_profile_without_a_price_that_ran_no_hours_is_told_but_is_no_failure(r
         result = run(simulator=simulator, prices="profile,hourly_rate\n")
     assert result.status == 0
     assert "profile gpu has no price: 0.00 hours (instances: 1)" in result.stderr
-    assert "the book is empty" in result.stderr
+    assert "in the price book, there is no name at all" in result.stderr
 
 
 def test_more_hours_than_the_period_has_are_billed_with_a_warning(run: Run) -> None:
@@ -143,19 +153,33 @@ def test_quiet_leaves_stdout_empty(run: Run) -> None:
     assert "has no price" in result.stderr
 
 
+def price_of(row: dict[str, str], book: list[dict[str, str]]) -> str:
+    """Find a line's rate as somebody with the price book in hand would."""
+    fitting = [
+        price
+        for price in book
+        if (price["profile"], price["dimension"] or "instance")
+        == (row["profile"], row["dimension"])
+        and price["organization"] in ("", row["organization"])
+        and price["effective_from"] <= row["period_start"]
+    ]
+    return max(fitting, key=lambda price: (price["organization"], price["effective_from"]))[
+        "hourly_rate"
+    ]
+
+
 def test_every_line_of_the_shipped_example_can_be_worked_out_again_from_the_price_book(
     run: Run,
 ) -> None:
     with open(ROOT / "pricing.csv", encoding="utf-8") as file:
-        lines = [line for line in file if line.strip() and not line.startswith("#")]
-    book = {row["profile"]: row["hourly_rate"] for row in csv.DictReader(lines)}
+        book = list(csv.DictReader(line for line in file if line.strip() and line[0] != "#"))
     with Simulator() as simulator:
         result = run(simulator=simulator)
-    assert result.status == 0
+    assert (result.status, result.stderr) == (0, "")
     rows = list(csv.DictReader(io.StringIO(result.raw, newline="")))
-    assert len(rows) == 35
+    assert len(rows) == 2 * (35 + 3)
     for row in rows:
-        assert row["billing_rate"] == book[row["profile"]]
+        assert row["billing_rate"] == price_of(row, book)
         amount = Decimal(row["usage_hours"]) * Decimal(row["billing_rate"])
         assert row["billing_amount"] == str(amount.quantize(Decimal("0.01"), ROUND_HALF_UP))
     assert sorted(result.raw.splitlines()) == sorted(result.sorted.splitlines())
@@ -267,9 +291,9 @@ def test_everything_that_is_wrong_is_told_at_once_before_anything_is_asked(
     book = tmp_path / "prices.csv"
     assert result.stderr.splitlines() == [
         "ncp_metrics: error: unknown argument --dayz: --help lists the flags",
+        "ncp_metrics: error: --days: '0' is not a whole number from 1 to 3650",
         "ncp_metrics: error: PARTNER_API_KEY is not set: it is the API key that lists "
         "organizations",
-        "ncp_metrics: error: --days: '0' is not a whole number from 1 to 3650",
         "ncp_metrics: error: WORKERS: '33' is not a whole number from 1 to 32",
         f"ncp_metrics: error: {book}: line 2: hourly_rate '-1' is not a plain decimal such as 2.50",
         f"ncp_metrics: error: {book}: line 3: hourly_rate 'x' is not a plain decimal such as 2.50",

@@ -816,7 +816,9 @@ def test_the_password_of_a_proxy_is_not_shown(run: Run) -> None:
 def test_no_key_is_in_any_output_file_or_repr(run: Run) -> None:
     with Simulator(SMALL) as simulator:
         result = run(simulator=simulator, prices=PRICES)
-        told, _ = ncp_metrics.read_settings({}, simulator.environ)
+        told, _ = ncp_metrics.read_settings(
+            {}, simulator.environ, datetime(2026, 7, 1, tzinfo=timezone.utc)
+        )
     client = ncp_metrics.Client(told)
     texts = [result.stdout, result.stderr, *result.files.values()]
     texts += [repr(told), repr(client.usage), repr(client.organizations)]

@@ -23,6 +23,7 @@ from ncp_metrics import (
     Line,
     Organization,
     Period,
+    Price,
     PriceBook,
     Record,
     Usage,
@@ -87,6 +88,7 @@ RECORD = Record(
     created_at="2026-06-02T08:51:41Z",
     parameters="GPU=1; storage_size=1200.00h",
     hours=Decimal("20.59"),
+    quantities=(),
 )
 TEXT_COLUMNS = (*COLUMNS[:3], *COLUMNS[4:8], "parameters")
 
@@ -96,6 +98,15 @@ HOURS = st.decimals(min_value=0, max_value=CENTURY, places=2)
 RATES = st.from_regex(r"[0-9]{1,40}(\.[0-9]{1,60})?", fullmatch=True).map(Decimal)
 CURRENCIES = st.sampled_from(["USD", "JPY", "KWD", "CLF"])
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def book_of(rates: dict[str, Decimal]) -> PriceBook:
+    """Return a price book that has a rate for each profile."""
+    prices = [
+        Price(line, profile, "instance", "", "", None, rate)
+        for line, (profile, rate) in enumerate(rates.items(), start=2)
+    ]
+    return PriceBook(Path("prices.csv"), "", prices)
 
 
 def line_with(**cells: Any) -> Line:
@@ -110,7 +121,7 @@ def line_with(**cells: Any) -> Line:
     rate = cells.pop("billing_rate", Decimal("2.50"))
     amount = cells.pop("billing_amount", Decimal("51.48"))
     record = RECORD._replace(**cells)
-    return Line(Usage(organization, kind, period, []), record, hours, rate, amount)
+    return Line(Usage(organization, kind, period, []), record, "instance", hours, rate, amount)
 
 
 def row_of(line: Line) -> dict[str, str]:
@@ -478,7 +489,7 @@ def test_the_amount_can_be_worked_out_again_from_the_cells(
     hours: Decimal, rate: Decimal, currency: str
 ) -> None:
     usage = [Usage(ACME, "compute", PERIOD, [RECORD._replace(hours=hours)])]
-    [line] = bill(usage, {RECORD.profile: rate}, currency)
+    [line] = bill(usage, book_of({RECORD.profile: rate}), currency)
     row = row_of(line)
     digits = -int(MINOR_UNITS[currency].as_tuple().exponent)
     product = Fraction(row["usage_hours"]) * Fraction(row["billing_rate"])
@@ -508,7 +519,7 @@ def test_the_cells_of_hours_and_rate_are_the_same_numbers(hours: Decimal, rate: 
 
 def test_a_line_has_the_cells_that_the_columns_name() -> None:
     usage = [Usage(ACME, "compute", PERIOD, [RECORD])]
-    [line] = bill(usage, {"gpu-h100-x1": Decimal("2.50")}, "USD")
+    [line] = bill(usage, book_of({"gpu-h100-x1": Decimal("2.50")}), "USD")
     assert line[1:] == line_with()[1:]
 
 
@@ -522,7 +533,7 @@ def test_there_is_a_line_for_each_record_in_the_order_given() -> None:
         Usage(ACME, "compute", PERIOD, []),
         Usage(ACME, "service", PERIOD, [record("3"), record("2")]),
     ]
-    lines = bill(usage, {}, "USD")
+    lines = bill(usage, book_of({}), "USD")
     assert [
         (line.usage.organization.name, line.usage.kind, line.record.instance_id) for line in lines
     ] == [
@@ -543,15 +554,19 @@ def test_there_is_a_line_for_each_record_in_the_order_given() -> None:
         pytest.param({"GPU": Decimal(1), "gp": Decimal(1)}, "", "", id="matched exactly"),
     ],
 )
-def test_the_rate_is_the_price_of_the_profile(book: PriceBook, rate: str, amount: str) -> None:
-    [line] = bill([Usage(ACME, "compute", PERIOD, [RECORD._replace(profile="gpu")])], book, "USD")
+def test_the_rate_is_the_price_of_the_profile(
+    book: dict[str, Decimal], rate: str, amount: str
+) -> None:
+    [line] = bill(
+        [Usage(ACME, "compute", PERIOD, [RECORD._replace(profile="gpu")])], book_of(book), "USD"
+    )
     row = row_of(line)
     assert (row["billing_rate"], row["billing_amount"]) == (rate, amount)
 
 
 def test_the_profile_is_matched_after_trimming() -> None:
     usage = [Usage(ACME, "compute", PERIOD, [RECORD._replace(profile=" gpu ")])]
-    [line] = bill(usage, {"gpu": Decimal("2.50")}, "USD")
+    [line] = bill(usage, book_of({"gpu": Decimal("2.50")}), "USD")
     assert line.rate == Decimal("2.50")
 
 
@@ -582,7 +597,7 @@ def test_the_columns_are_those_of_the_contract_in_its_order() -> None:
     assert " ".join(COLUMNS) == (
         "organization organization_id project profile_type profile instance instance_id status "
         "created_at parameters period_start period_end usage_hours billing_rate billing_amount "
-        "currency"
+        "currency dimension"
     )
 
 
@@ -627,6 +642,7 @@ def test_the_cells_are_in_the_order_of_the_columns() -> None:
         *("Acme", "4kd82ma", "research", "compute", "gpu-h100-x1", "train-07", "019c510c", ""),
         *("2026-06-02T08:51:41Z", "GPU=1; storage_size=1200.00h"),
         *("2026-06-01T00:00:00Z", "2026-07-01T00:00:00Z", "20.59", "2.50", "51.48", "USD"),
+        "instance",
     )
 
 
@@ -676,7 +692,7 @@ def test_a_file_is_utf_8_with_line_feeds_and_quotes_where_needed(tmp_path: Path)
         ",".join(COLUMNS) + "\n"
         '"Électricité ""Øst"", Inc.",4kd82ma,research,compute,gpu-h100-x1,"a\rb",019c510c,,'
         "2026-06-02T08:51:41Z,GPU=1; storage_size=1200.00h,"
-        "2026-06-01T00:00:00Z,2026-07-01T00:00:00Z,20.59,2.50,51.48,USD\n"
+        "2026-06-01T00:00:00Z,2026-07-01T00:00:00Z,20.59,2.50,51.48,USD,instance\n"
     )
 
 

@@ -41,7 +41,7 @@ LISTING = Listing("compute", PERIOD, ACME)
 
 def record(number: int, hours: str = "1.00") -> Record:
     """Return the record of an instance with this number."""
-    return Record(ACME.id, "", "", "gpu", "", str(number), "", "", "", Decimal(hours))
+    return Record(ACME.id, "", "", "gpu", "", str(number), "", "", "", Decimal(hours), ())
 
 
 class FakeList:
@@ -247,10 +247,10 @@ def partner_of(size: int) -> Partner:
 
 def read_all(simulator: Simulator, workers: int) -> list[Usage]:
     """Read all usage as the program does."""
-    told, problems = read_settings({}, {**simulator.environ, "WORKERS": str(workers)})
+    told, problems = read_settings({"org": []}, simulator.environ, PERIOD.end)
     assert not problems
-    with Pool(Client(told), told.workers, Screen().progress) as pool:
-        probe(pool, PERIOD)
+    with Pool(Client(told), workers, Screen().progress) as pool:
+        probe(pool, [(kind, PERIOD) for kind in KINDS])
         organizations = read_organizations(pool)
         return read_usage(
             pool, [Usage(o, kind, PERIOD, []) for o in organizations for kind in KINDS]

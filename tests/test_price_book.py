@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timezone
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from ncp_metrics import MAX_PROBLEMS, PriceBook, read_price_book
+from ncp_metrics import MAX_PROBLEMS, read_price_book
 
 HEADER = "profile,hourly_rate\n"
 
@@ -18,13 +19,22 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "prices.csv"
 
 
-def read(path: Path, text: str | bytes, currency: str = "USD") -> tuple[PriceBook, list[str]]:
-    """Write a price book and read it."""
+Rates = dict[str, Decimal]
+
+
+def read(path: Path, text: str | bytes, currency: str = "USD") -> tuple[Rates, list[str]]:
+    """Write a price book and read it; return its rates by profile, and what is wrong with it."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_price_book(path, currency)
+    return read_again(path, currency)
 
 
-def rates(**texts: str) -> PriceBook:
+def read_again(path: Path, currency: str = "USD") -> tuple[Rates, list[str]]:
+    """Read a price book."""
+    book, problems = read_price_book(path, currency, timezone.utc)
+    return {price.profile: price.rate for price in book.prices}, problems
+
+
+def rates(**texts: str) -> Rates:
     """Return a price book with rates as they are written."""
     return {profile: Decimal(text) for profile, text in texts.items()}
 
@@ -67,7 +77,7 @@ def rates(**texts: str) -> PriceBook:
         pytest.param(HEADER + "a\u2028b,2\n", {"a\u2028b": Decimal(2)}, id="line separator"),
     ],
 )
-def test_a_good_book_is_read(path: Path, text: str, book: PriceBook) -> None:
+def test_a_good_book_is_read(path: Path, text: str, book: Rates) -> None:
     assert read(path, text) == (book, [])
 
 
@@ -169,8 +179,8 @@ def test_a_nul_is_reported(path: Path) -> None:
         *(
             pytest.param(
                 header,
-                f"unknown column {name!r}: known are profile, hourly_rate, currency, description, "
-                "with commas",
+                f"unknown column {name!r}: known are profile, hourly_rate, dimension, "
+                "organization, profile_type, effective_from, currency, description, with commas",
                 id=header,
             )
             for header, name in [
@@ -226,19 +236,19 @@ def test_so_many_bad_lines_are_all_shown(path: Path) -> None:
 def test_of_more_bad_lines_the_rest_is_counted(path: Path) -> None:
     _, problems = read(path, HEADER + "gpu,x\n" * (MAX_PROBLEMS + 7))
     assert len(problems) == MAX_PROBLEMS + 1
-    assert problems[-1] == f"{path}: and 7 more lines are wrong"
+    assert problems[-1] == "and 7 more like these"
 
 
 # No book at all
 
 
 def test_a_book_that_is_not_there_is_reported(tmp_path: Path) -> None:
-    [problem] = read_price_book(tmp_path / "none.csv", "USD")[1]
+    [problem] = read_again(tmp_path / "none.csv")[1]
     assert problem.startswith(f"{tmp_path / 'none.csv'}: No such file or directory")
 
 
 def test_a_directory_is_no_book(tmp_path: Path) -> None:
-    [problem] = read_price_book(tmp_path, "USD")[1]
+    [problem] = read_again(tmp_path)[1]
     assert problem.startswith(f"{tmp_path}: Is a directory")
 
 

@@ -113,7 +113,7 @@ def test_other_hours_are_read_again_and_then_billed_with_a_warning(run: Run) -> 
     result, _ = bill(run, plan, behaviour=Behaviour(count="absent"))
     assert result.status == 0
     assert "has other hours or another profile for instances id-a0: " in result.stderr
-    assert ",9.00,2.50,22.50,USD\n" in result.raw
+    assert ",9.00,2.50,22.50,USD,instance\n" in result.raw
 
 
 def test_other_hours_that_agree_when_read_again_are_no_matter(run: Run) -> None:
@@ -153,7 +153,7 @@ def test_without_reconciliation_nothing_is_compared_and_the_summary_says_so(
     with Simulator(TWO, Behaviour(count="absent"), fault=lacking) as simulator:
         result = run(*flags, simulator=simulator, prices=PRICES, **settings)
     assert (result.status, result.stderr) == (0, "")
-    assert "Not reconciled: RECONCILE is 0" in result.stdout
+    assert "Not reconciled with the usage of the whole partner: RECONCILE is 0" in result.stdout
     assert not [request for request in simulator.requests if asks_for(None)(request)]
 
 

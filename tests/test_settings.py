@@ -9,6 +9,7 @@ from pathlib import Path
 
 import iso4217
 import pytest
+from dateutil.tz import gettz
 
 import ncp_metrics
 from ncp_metrics import (
@@ -18,7 +19,6 @@ from ncp_metrics import (
     check_api_key,
     check_console_url,
     check_currency,
-    last_days,
     read_settings,
     whole_number,
 )
@@ -31,16 +31,21 @@ REQUIRED = {
 NOW = datetime(2026, 7, 1, 10, 20, 46, tzinfo=timezone.utc)
 
 
+def last_days(days: int) -> Period:
+    """Return the last so many days up to NOW."""
+    return Period(NOW - timedelta(days=days), NOW)
+
+
 def read_right(flags: Mapping[str, str] | None = None, /, **environ: str) -> Settings:
     """Read settings of which nothing is wrong, the required ones among them."""
-    settings, problems = read_settings(flags or {}, {**REQUIRED, **environ})
+    settings, problems = read_settings(flags or {}, {**REQUIRED, **environ}, NOW)
     assert problems == []
     return settings
 
 
 def read_wrong(flags: Mapping[str, str] | None = None, /, **environ: str) -> list[str]:
     """Return what is wrong with settings, the required ones among them."""
-    _, problems = read_settings(flags or {}, {**REQUIRED, **environ})
+    _, problems = read_settings(flags or {}, {**REQUIRED, **environ}, NOW)
     return problems
 
 
@@ -54,12 +59,17 @@ def test_three_variables_suffice_and_the_rest_has_defaults() -> None:
         ops_console_url="https://rafay.acme.com",
         default_api_key="ra2.default.key",
         partner_api_key="ra2.partner.key",
-        days=30,
+        period=last_days(30),
+        provisional=False,
+        timezone=gettz("UTC") or timezone.utc,
+        timezone_name="UTC",
         currency="USD",
         pricing_file=Path(ncp_metrics.__file__).parent / "pricing.csv",
         output_dir=Path("."),
         workers=8,
         reconciling=True,
+        organizations=(),
+        checking=False,
     )
 
 
@@ -67,6 +77,7 @@ def test_each_variable_of_the_environment_is_read(tmp_path: Path) -> None:
     settings = read_right(
         RAFAY_OPS_CONSOLE_URL="https://ops.acme.com",
         DAYS="7",
+        TIMEZONE="Asia/Tokyo",
         CURRENCY="EUR",
         PRICING_FILE="/etc/ncp/prices.csv",
         OUTPUT_DIR=str(tmp_path),
@@ -78,12 +89,17 @@ def test_each_variable_of_the_environment_is_read(tmp_path: Path) -> None:
         ops_console_url="https://ops.acme.com",
         default_api_key="ra2.default.key",
         partner_api_key="ra2.partner.key",
-        days=7,
+        period=last_days(7),
+        provisional=False,
+        timezone=gettz("Asia/Tokyo") or timezone.utc,
+        timezone_name="Asia/Tokyo",
         currency="EUR",
         pricing_file=Path("/etc/ncp/prices.csv"),
         output_dir=tmp_path,
         workers=3,
         reconciling=False,
+        organizations=(),
+        checking=False,
     )
 
 
@@ -100,12 +116,12 @@ def test_a_flag_wins_over_the_environment(tmp_path: Path) -> None:
         PRICING_FILE="environment.csv",
         OUTPUT_DIR="/nonexistent",
     )
-    assert (settings.days, settings.currency) == (7, "JPY")
+    assert (settings.period, settings.currency) == (last_days(7), "JPY")
     assert (settings.pricing_file, settings.output_dir) == (Path("flag.csv"), tmp_path)
 
 
 def test_a_flag_wins_over_a_variable_that_is_wrong() -> None:
-    assert read_right({"DAYS": "7"}, DAYS="a week").days == 7
+    assert read_right({"DAYS": "7"}, DAYS="a week").period == last_days(7)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t\n"], ids=repr)
@@ -116,13 +132,14 @@ def test_a_blank_variable_is_unset(blank: str) -> None:
 
 @pytest.mark.parametrize("blank", ["", " ", None], ids=repr)
 def test_a_blank_flag_leaves_the_environment_to_speak(blank: str | None) -> None:
-    settings, _ = read_settings({"CURRENCY": blank}, {**REQUIRED, "CURRENCY": "EUR"})
+    settings, _ = read_settings({"CURRENCY": blank}, {**REQUIRED, "CURRENCY": "EUR"}, NOW)
     assert settings.currency == "EUR"
 
 
 def test_a_value_is_trimmed() -> None:
     settings = read_right({"DAYS": " 7 "}, PARTNER_API_KEY=" key\n", CURRENCY="EUR ")
-    assert (settings.days, settings.partner_api_key, settings.currency) == (7, "key", "EUR")
+    assert settings.period == last_days(7)
+    assert (settings.partner_api_key, settings.currency) == ("key", "EUR")
 
 
 @pytest.mark.parametrize("blank", [None, "", " "], ids=["absent", "empty", "space"])
@@ -130,7 +147,7 @@ def test_a_value_is_trimmed() -> None:
 def test_a_required_variable_that_is_not_set_is_named(variable: str, blank: str | None) -> None:
     environ = {**REQUIRED, variable: blank}
     given = {name: value for name, value in environ.items() if value is not None}
-    _, problems = read_settings({}, given)
+    _, problems = read_settings({}, given, NOW)
     assert [problem.partition(":")[0] for problem in problems] == [f"{variable} is not set"]
 
 
@@ -174,11 +191,17 @@ def test_a_wrong_value_is_reported_with_its_variable(
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "bound"),
-    [("DAYS", "1", 1), ("DAYS", "3650", 3650), ("WORKERS", "1", 1), ("WORKERS", "32", 32)],
+    ("variable", "value", "read"),
+    [
+        ("DAYS", "1", last_days(1)),
+        ("DAYS", "3650", last_days(3650)),
+        ("WORKERS", "1", 1),
+        ("WORKERS", "32", 32),
+    ],
 )
-def test_the_bounds_are_allowed(variable: str, value: str, bound: int) -> None:
-    assert getattr(read_right(**{variable: value}), variable.lower()) == bound
+def test_the_bounds_are_allowed(variable: str, value: str, read: object) -> None:
+    settings = read_right(**{variable: value})
+    assert {"DAYS": settings.period, "WORKERS": settings.workers}[variable] == read
 
 
 def test_a_wrong_value_of_a_flag_is_reported_with_the_flag() -> None:
@@ -215,6 +238,7 @@ def test_all_that_is_wrong_is_reported_at_once() -> None:
             "OUTPUT_DIR": "/nonexistent",
             "WORKERS": "0",
         },
+        NOW,
     )
     assert {problem.replace(":", " ").split()[0] for problem in problems} == {
         "RAFAY_CONSOLE_URL",
@@ -238,7 +262,7 @@ def test_the_repr_of_the_settings_hides_the_keys() -> None:
 @pytest.mark.parametrize("variable", ["RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY"])
 @pytest.mark.parametrize("key", ["hunter2 ", "hunter2\tx", "x\nhunter2", "hunter2é"], ids=repr)
 def test_no_problem_shows_a_key(variable: str, key: str) -> None:
-    _, problems = read_settings({"DAYS": "0"}, {variable: key})
+    _, problems = read_settings({"DAYS": "0"}, {variable: key}, NOW)
     assert "hunter2" not in "".join(problems)
 
 
@@ -427,23 +451,10 @@ def test_the_minor_units_are_those_of_iso_4217_and_no_others() -> None:
 # Period
 
 
-def test_the_period_is_the_last_so_many_days_up_to_now() -> None:
-    assert last_days(30, NOW) == Period(datetime(2026, 6, 1, 10, 20, 46, tzinfo=timezone.utc), NOW)
-
-
-def test_the_period_is_in_whole_seconds() -> None:
-    assert last_days(1, NOW.replace(microsecond=999_999)) == last_days(1, NOW)
-
-
-def test_the_period_is_in_utc_wherever_the_clock_is() -> None:
-    here = NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))
-    assert {each.utcoffset() for each in last_days(1, here)} == {timedelta(0)}
-
-
-def test_the_hours_of_a_period_are_those_of_its_days() -> None:
-    assert last_days(30, NOW).hours == 30 * 24
-
-
 def test_an_output_directory_of_an_impossible_name_is_reported() -> None:
     [problem] = read_wrong(OUTPUT_DIR="a" * 300)
     assert "is not a directory" in problem
+
+
+def test_the_hours_of_a_period_are_those_of_its_days() -> None:
+    assert last_days(30).hours == 30 * 24
