@@ -1378,11 +1378,12 @@ class Pool:
     """WORKERS threads, each with a session of its own, that get pages for readers.
 
     They are daemons: nothing waits for a server that does not answer once the run is over.
-    `progress` is told how many readers of how many have ended, and how many rows were read.
+    `progress` is told which share of the readers has ended, how many rows were read, and which
+    share of the pages that are known by then has come.
     """
 
     def __init__(
-        self, client: Client, workers: int, progress: Callable[[int, int, int], None]
+        self, client: Client, workers: int, progress: Callable[[float, int, float], None]
     ) -> None:
         self.client = client
         self.workers = workers
@@ -1413,32 +1414,34 @@ class Pool:
         results: list[list[Any]] = [[] for _ in readers]
         pages: dict[int, list[Page]] = {}  # of each reader, as far as they have come
         waiting: dict[int, dict[int, PageRequest]] = {}  # what each reader waits for, by place
-        rows = 0
+        asked = answered = rows = 0
 
-        def advance(index: int) -> None:
-            """Send a reader its pages, and ask for the next; or take its result."""
+        def advance(index: int) -> int:
+            """Send a reader its pages, and ask for so many more; or take its result."""
             try:
                 reader = readers[index]
                 asks = reader.send(pages.pop(index)) if index in pages else next(reader)
             except StopIteration as end:
                 results[index] = end.value
                 del waiting[index]
-                return
+                return 0
             pages[index] = [Page([], None)] * len(asks)
             waiting[index] = dict(enumerate(asks))
             for place, request in enumerate(asks):
                 self.asked.put((index, place, request))
+            return len(asks)
 
         for index in range(len(readers)):
-            advance(index)
+            asked += advance(index)
         while waiting:
             index, place, page = self._next_answer(waiting)
             pages[index][place] = page
             del waiting[index][place]
+            answered += 1
             rows += len(page.rows)
             if not waiting[index]:
-                advance(index)
-            self.progress(len(readers) - len(waiting), len(readers), rows)
+                asked += advance(index)
+            self.progress(1 - len(waiting) / len(readers), rows, answered / asked)
         return results
 
     def _next_answer(
@@ -1987,6 +1990,7 @@ class Screen:
         self.keys = [key for key in keys if key.strip()]
         self.quiet = False
         self.drawn_at = 0.0
+        self.begin(0)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # in a locale without the letters
@@ -2005,13 +2009,27 @@ class Screen:
         """Print errors."""
         self._complain("error", texts)
 
-    def progress(self, ended: int, lists: int, rows: int) -> None:
-        """Rewrite the progress line, on a terminal only and ten times a second at most."""
+    def begin(self, organizations: int) -> None:
+        """Let progress be that of so many organizations, from now on."""
+        self.organizations = organizations
+        self.began_at = time.monotonic()
+
+    def progress(self, ended: float, rows: int, answered: float) -> None:
+        """Rewrite the progress line, on a terminal only and ten times a second at most.
+
+        `ended` is the share of the organizations, `answered` that of the pages known so far.
+        """
         now = time.monotonic()
         if self.quiet or sys.stderr is None or not sys.stderr.isatty() or now < self.drawn_at + 0.1:
             return
         self.drawn_at = now
-        self._print(sys.stderr, f"\r\x1b[K{ended} of {lists} lists read, {rows} records")
+        done = int(ended * self.organizations)
+        left = (now - self.began_at) * (1 - answered) / answered
+        self._print(
+            sys.stderr,
+            f"\r\x1b[K{done} of {self.organizations} organizations, {rows} records, "
+            f"{left:.0f} s left",
+        )
 
     def clear_progress(self) -> None:
         """Remove the progress line."""
@@ -2081,7 +2099,7 @@ def check(pool: Pool, settings: Settings, book: PriceBook) -> list[str]:
 
 
 def read_all(
-    pool: Pool, settings: Settings, book: PriceBook, warn: Callable[[str], None]
+    pool: Pool, settings: Settings, book: PriceBook, screen: Screen
 ) -> tuple[list[Usage], list[str]]:
     """Return all usage to bill, and what the summary says of how it was read; raises Failure."""
     parts = split_period(settings.period, book.prices)
@@ -2090,6 +2108,7 @@ def read_all(
     notes = shorten(check_contracts(book, listed))
     organizations = choose_organizations(settings.organizations, listed)
     empty = [Usage(each, *slice_, []) for each in organizations for slice_ in totals]
+    screen.begin(len(organizations))
     usage = read_usage(pool, empty)
     if settings.organizations:
         notes.append(f"This bill is partial: --org names {len(organizations)} of {len(listed)}")
@@ -2097,7 +2116,7 @@ def read_all(
     elif not settings.reconciling:
         notes.append("Not reconciled with the usage of the whole partner: RECONCILE is 0")
     else:
-        usage = reconcile(pool, usage, totals, warn)
+        usage = reconcile(pool, usage, totals, screen.warn)
         records = [record for each in usage for record in each.records]
         owners = {record.organization_id for record in records}
         hours = reduce(EXACT.add, (record.hours for record in records), ZERO_HOURS)
@@ -2124,7 +2143,7 @@ def main(
                 if settings.checking:
                     screen.say(*check(pool, settings, book))
                     return 0
-                usage, notes = read_all(pool, settings, book, screen.warn)
+                usage, notes = read_all(pool, settings, book, screen)
             lines = bill(usage, book, settings.currency)
             unpriced = unpriced_totals(lines, settings.currency)
             unbilled = describe_unpriced(unpriced, book)
