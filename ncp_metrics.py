@@ -72,7 +72,7 @@ MAX_ANSWER_BYTES = 64 * 2**20
 MAX_PAGES = 10_000  # of one list
 
 MAX_INSTANCE_HOURS = Decimal(10**6)  # a century: a defect, not usage
-MAX_QUANTITY_HOURS = Decimal(10**15)  # bytes are metered as quantities, too
+MAX_QUANTITY_HOURS = Decimal(10**21)  # bytes may be metered as quantities
 
 MAX_PROBLEMS = 20  # shown of one price book, in an error or in the summary
 
@@ -483,7 +483,9 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 def check_timezone(text: str) -> tzinfo:
     """Return the zone of an IANA name; raises ValueError."""
     # dateutil would take files, and rules such as UTC+3 (which means the opposite in POSIX).
-    zone = tz.gettz(text) if re.fullmatch(r"[A-Z][A-Za-z0-9_+/-]*", text) else None
+    zone = (
+        tz.gettz(text) if re.fullmatch(r"[A-Z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*", text) else None
+    )
     if not isinstance(zone, (tz.tzfile, tz.tzutc)):
         raise ValueError(f"{text!r} is not an IANA time zone, such as UTC or Europe/Berlin")
     return zone
@@ -524,7 +526,7 @@ def calendar_month(text: str, zone: tzinfo, now: datetime) -> tuple[Period, bool
     if text == "last":
         first = now.astimezone(zone).replace(tzinfo=None, day=1, hour=0, minute=0, second=0)
         first -= relativedelta(months=1)
-    elif re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", text) and text > "0001":
+    elif re.fullmatch(r"2[0-9]{3}-(0[1-9]|1[0-2])", text):
         first = datetime(int(text[:4]), int(text[5:]), 1)
     else:
         raise ValueError(
@@ -601,6 +603,10 @@ def split_period(period: Period, prices: Iterable[Price]) -> list[Period]:
 # Price book
 
 
+Thing = tuple[str, str]
+"""A profile, and a dimension of it."""
+
+
 class Price(NamedTuple):
     """A line of the price book; a blank organization or profile type means all of them."""
 
@@ -616,11 +622,6 @@ class Price(NamedTuple):
     def thing(self) -> tuple[object, ...]:
         """What is priced: two prices of the same thing are one too many."""
         return (*self[1:3], self.organization.casefold(), *self[4:6])
-
-    def is_for(self, organization: Organization) -> bool:
-        """Whether it is the organization's, by id or by name, ignoring case."""
-        names = (organization.id, organization.name.strip().casefold())
-        return self.organization == names[0] or self.organization.casefold() == names[1]
 
 
 class PriceBook:
@@ -639,10 +640,10 @@ class PriceBook:
             ),
             reverse=True,
         )
-        self.by_thing: dict[tuple[str, str], list[Price]] = defaultdict(list)
+        self.by_thing: dict[Thing, list[Price]] = defaultdict(list)
         for price in self.prices:
             self.by_thing[price.profile, price.dimension].append(price)
-        self.dimensions = {price.dimension for price in self.prices} - {INSTANCE}
+        self.dimensions = {thing for thing in self.by_thing if thing[1] != INSTANCE}
 
     def find_rate(self, usage: Usage, profile: str, dimension: str) -> Decimal | None:
         """Return the rate, in currency units for an hour, in force when the usage's period begins.
@@ -652,7 +653,7 @@ class PriceBook:
         """
         for price in self.by_thing.get((profile.strip(), dimension), ()):
             if (
-                (not price.organization or price.is_for(usage.organization))
+                price.organization in ("", usage.organization.id)
                 and price.profile_type in ("", usage.kind)
                 and (not price.effective_from or price.effective_from <= usage.period.start)
             ):
@@ -767,51 +768,59 @@ def check_price(
     kind, since = cells.get("profile_type", ""), cells.get("effective_from", "")
     if kind not in ("", *KINDS):
         raise ValueError(f"profile_type {kind!r} is neither compute nor service nor blank")
+    try:
+        effective_from = parse_moment(since, zone) if since else None
+    except ValueError as error:
+        raise ValueError(f"effective_from {error}") from None
     return Price(
         number,
         cells["profile"],
         cells.get("dimension") or INSTANCE,
         cells.get("organization", ""),
         kind,
-        parse_moment(since, zone) if since else None,
+        effective_from,
         Decimal(rate),
     )
 
 
 def match_organizations(text: str, organizations: Iterable[Organization]) -> list[Organization]:
-    """Return the organizations that have this id, or this name, ignoring case."""
+    """Return the organization that has this id, else those of this name, ignoring case.
+
+    A tenant must not get another one's price by taking its id for a name.
+    """
     name = text.strip().casefold()
-    return [
-        each for each in organizations if text == each.id or name == each.name.strip().casefold()
+    organizations = list(organizations)
+    return [each for each in organizations if each.id == text] or [
+        each for each in organizations if each.name.strip().casefold() == name
     ]
 
 
-def check_contracts(book: PriceBook, organizations: Sequence[Organization]) -> list[str]:
-    """Return which prices are of organizations that are not listed.
+def resolve_contracts(
+    book: PriceBook, organizations: Iterable[Organization]
+) -> tuple[PriceBook, list[str]]:
+    """Return the price book with ids for organizations, and whose prices are not listed.
 
     Raises SettingsError if a name is that of several organizations, or if an organization has two
     prices for the same thing, one by name and one by id.
     """
+    organizations = list(dict.fromkeys(organizations))
     unlisted, problems = [], []
-    things: dict[object, int] = {}
+    prices: dict[object, Price] = {}
     for price in sorted(book.prices):
-        if not price.organization:
-            continue
-        matches = match_organizations(price.organization, organizations)
         where = f"{book.path}: line {price.line}: organization {price.organization!r}"
-        if not matches:
+        matches = match_organizations(price.organization, organizations)
+        if price.organization and not matches:
             unlisted.append(f"{where} is not listed")
-        elif len(matches) > 1:
+        if len(matches) > 1:
             ids = ", ".join(each.id for each in matches)
             problems.append(f"{where} is the name of several: give the id, one of {ids}")
-        else:
-            thing = price._replace(organization=matches[0].id).thing
-            line = things.setdefault(thing, price.line)
-            if line != price.line:
-                problems.append(f"{where} has a price in line {line} already")
+        resolved = price._replace(organization=matches[0].id) if matches else price
+        first = prices.setdefault(resolved.thing, resolved)
+        if first is not resolved:
+            problems.append(f"{where} has a price in line {first.line} already")
     if problems:
         raise SettingsError(*problems)
-    return unlisted
+    return PriceBook(book.path, book.sha256, prices.values()), unlisted
 
 
 # Answers of the API
@@ -855,7 +864,7 @@ class Page(NamedTuple):
     counted: int | None
 
 
-def parse_page(request: PageRequest, answer: Any, dimensions: Container[str] = ()) -> Page:
+def parse_page(request: PageRequest, answer: Any, dimensions: Container[Thing] = ()) -> Page:
     """Check one decoded answer; raises ApiError. `dimensions` are those that have prices."""
     if not isinstance(answer, dict):
         raise ApiError("the answer is not a JSON object")
@@ -891,7 +900,7 @@ def parse_organizations(request: PageRequest, answer: dict[str, Any]) -> list[Or
 
 
 def parse_usage(
-    request: PageRequest, answer: dict[str, Any], dimensions: Container[str]
+    request: PageRequest, answer: dict[str, Any], dimensions: Container[Thing]
 ) -> list[Record]:
     """Return the records of an answer; raises ApiError."""
     listing = request.listing
@@ -921,18 +930,19 @@ def parse_usage(
     return records
 
 
-def parse_record(row: Any, dimensions: Container[str] = ()) -> Record:
+def parse_record(row: Any, dimensions: Container[Thing] = ()) -> Record:
     """Check one usage record; raises ApiError that names the instance."""
     if not isinstance(row, dict):
         raise ApiError("a usage record is not a JSON object")
     try:
-        parameters, quantities = parameters_of(row.get("parameters"), dimensions)
+        profile = sys.intern(text_of(row, "profile_name", required=True))
+        parameters, quantities = parameters_of(row.get("parameters"), profile.strip(), dimensions)
         return Record(
             # Thousands of records share these texts.
             sys.intern(text_of(row, "instance_organization_id", required=True)),
             sys.intern(text_of(row, "instance_organization_name")),
             sys.intern(text_of(row, "instance_project_name")),
-            sys.intern(text_of(row, "profile_name", required=True)),
+            profile,
             text_of(row, "instance_name"),
             text_of(row, "instance_id", required=True),
             status_of(row),
@@ -982,11 +992,11 @@ def created_at_of(row: dict[str, Any]) -> str:
 
 
 def parameters_of(
-    parameters: Any, dimensions: Container[str]
+    parameters: Any, profile: str, dimensions: Container[Thing]
 ) -> tuple[str, Sequence[tuple[str, Decimal]]]:
     """Return `GPU=1; storage_size=1200.00h`: labels as value, quantities as metered.
 
-    With it come the metered quantities x hours of the dimensions. Raises ApiError.
+    With it come the metered quantities x hours of the profile's dimensions. Raises ApiError.
     """
     if parameters is None:
         return "", ()
@@ -997,7 +1007,7 @@ def parameters_of(
     for parameter in parameters:
         if not isinstance(parameter, dict):
             raise ApiError("a parameter is not a JSON object")
-        name = text_of(parameter, "name", required=True)
+        name = text_of(parameter, "name", required=True).strip()
         is_label = parameter.get("is_label")  # some Go encoders leave a false out
         if is_label is not None and type(is_label) is not bool:
             raise ApiError(f"parameter {name}: is_label is not true or false")
@@ -1009,7 +1019,7 @@ def parameters_of(
         except ApiError as error:
             raise ApiError(f"parameter {name}: {error}") from None
         texts.append(f"{name}={plain(hours)}h")
-        if name in dimensions:
+        if (profile, name) in dimensions:
             if name in quantities:
                 raise ApiError(f"parameter {name} comes twice, and it has a price")
             quantities[name] = hours
@@ -1097,7 +1107,7 @@ class Session(requests.Session):
 class Client:
     """The one place that makes requests: time-outs, retries, redirects, errors."""
 
-    def __init__(self, settings: Settings, dimensions: Container[str] = ()) -> None:
+    def __init__(self, settings: Settings, dimensions: Container[Thing] = ()) -> None:
         self.dimensions = dimensions
         self.stopping = threading.Event()
         self.usage = Endpoint(
@@ -1534,8 +1544,9 @@ def choose_organizations(
 
 def nearest(text: str, names: Iterable[str]) -> str:
     """Say which of the names is the nearest to a text."""
-    near = get_close_matches(text, names, n=1, cutoff=0.0)
-    return f"the nearest name is {near[0]}" if near else "there is no name at all"
+    by_folded = {name.casefold(): name for name in names}
+    near = get_close_matches(text.casefold(), by_folded, n=1, cutoff=0.0)
+    return f"the nearest name is {by_folded[near[0]]}" if near else "there is no name at all"
 
 
 def read_usage(pool: Pool, usage: Sequence[Usage]) -> list[Usage]:
@@ -1637,7 +1648,7 @@ def settle(
             )
         elif own:
             warn(
-                f"{listing}: the usage of the whole partner has other hours or another profile for "
+                f"{listing}: the usage of the whole partner has other usage or another profile for "
                 f"instances {cut_short(', '.join(own), 400)}: usage may still be arriving; billed "
                 "is what the organization's own list says"
             )
@@ -1661,7 +1672,7 @@ def bill(usage: Iterable[Usage], book: PriceBook, currency: str) -> list[Line]:
     """
     lines = []
     for each in usage:
-        rates: dict[tuple[str, str], Decimal | None] = {}
+        rates: dict[Thing, Decimal | None] = {}
         for record in each.records:
             for dimension, hours in ((INSTANCE, record.hours), *record.quantities):
                 thing = record.profile, dimension
@@ -1904,7 +1915,7 @@ def describe_unpriced(totals: Mapping[str, Total], book: PriceBook) -> list[str]
         elif all(price.dimension != INSTANCE for price in there):
             hint = "if its other dimensions are all that is billed, give it an instance price of 0"
         else:
-            numbers = ", ".join(str(price.line) for price in sorted(there))
+            numbers = cut_short(", ".join(str(price.line) for price in sorted(there)), 40)
             hint = f"what the price book has for it, in line {numbers}, does not hold here"
         sentences.append(
             f"profile {profile} has no price: {plain(total.hours)} hours "
@@ -1913,9 +1924,14 @@ def describe_unpriced(totals: Mapping[str, Total], book: PriceBook) -> list[str]
     return sentences
 
 
-def describe_unused(book: PriceBook, lines: Iterable[Line]) -> list[str]:
+def describe_unused(book: PriceBook, usage: Iterable[Usage]) -> list[str]:
     """Return a sentence for each price whose profile, or dimension of it, nothing used."""
-    used = {(line.record.profile.strip(), line.dimension) for line in lines}
+    used: set[Thing] = set()
+    for each in usage:
+        for record in each.records:
+            profile = record.profile.strip()
+            used.add((profile, INSTANCE))
+            used.update((profile, name) for name, _ in record.quantities)
     return [
         f"{book.path}: line {price.line}: nothing used {price.dimension} of {price.profile}"
         for price in sorted(book.prices)
@@ -1962,6 +1978,17 @@ def summarize(usage: Sequence[Usage], lines: Sequence[Line], settings: Settings)
         "",
         f"Organizations without usage: {without} of {len(organizations)}",
     ]
+
+
+def describe_reconciled(usage: Sequence[Usage]) -> str:
+    """Say what was reconciled."""
+    records = [record for each in usage for record in each.records]
+    organizations = {record.organization_id for record in records}
+    hours = reduce(EXACT.add, (record.hours for record in records), ZERO_HOURS)
+    return (
+        f"Reconciled with the usage of the whole partner: {len(records)} records of "
+        f"{len(organizations)} organizations, {plain(hours)} hours"
+    )
 
 
 def describe_run(settings: Settings, book: PriceBook) -> list[str]:
@@ -2100,31 +2127,34 @@ def check(pool: Pool, settings: Settings, book: PriceBook) -> list[str]:
 
 def read_all(
     pool: Pool, settings: Settings, book: PriceBook, screen: Screen
-) -> tuple[list[Usage], list[str]]:
-    """Return all usage to bill, and what the summary says of how it was read; raises Failure."""
+) -> tuple[list[Usage], PriceBook, list[str]]:
+    """Return all usage to bill, the price book by ids, and what the summary says of both.
+
+    Raises Failure.
+    """
     parts = split_period(settings.period, book.prices)
     totals = probe(pool, [(kind, part) for kind in KINDS for part in parts])
     listed = read_organizations(pool)
-    notes = shorten(check_contracts(book, listed))
+    resolve_contracts(book, listed)
     organizations = choose_organizations(settings.organizations, listed)
-    empty = [Usage(each, *slice_, []) for each in organizations for slice_ in totals]
     screen.begin(len(organizations))
-    usage = read_usage(pool, empty)
+    usage = read_usage(
+        pool, [Usage(each, *slice_, []) for each in organizations for slice_ in totals]
+    )
     if settings.organizations:
-        notes.append(f"This bill is partial: --org names {len(organizations)} of {len(listed)}")
-        notes.append("Not reconciled with the usage of the whole partner: the bill is partial")
-    elif not settings.reconciling:
-        notes.append("Not reconciled with the usage of the whole partner: RECONCILE is 0")
-    else:
+        notes = [
+            f"This bill is partial: --org names {len(organizations)} of {len(listed)}",
+            "Not reconciled with the usage of the whole partner: the bill is partial",
+        ]
+    elif settings.reconciling:
         usage = reconcile(pool, usage, totals, screen.warn)
-        records = [record for each in usage for record in each.records]
-        owners = {record.organization_id for record in records}
-        hours = reduce(EXACT.add, (record.hours for record in records), ZERO_HOURS)
-        notes.append(
-            f"Reconciled with the usage of the whole partner: {len(records)} records of "
-            f"{len(owners)} organizations, {plain(hours)} hours"
-        )
-    return usage, notes
+        notes = [describe_reconciled(usage)]
+    else:
+        notes = ["Not reconciled with the usage of the whole partner: RECONCILE is 0"]
+    everybody = [*listed, *(each.organization for each in usage)]
+    book, unlisted = resolve_contracts(book, everybody)
+    unused = [] if settings.organizations else describe_unused(book, usage)
+    return usage, book, [*notes, *shorten([*unlisted, *unused])]
 
 
 def main(
@@ -2143,13 +2173,11 @@ def main(
                 if settings.checking:
                     screen.say(*check(pool, settings, book))
                     return 0
-                usage, notes = read_all(pool, settings, book, screen)
+                usage, book, notes = read_all(pool, settings, book, screen)
             lines = bill(usage, book, settings.currency)
             unpriced = unpriced_totals(lines, settings.currency)
             unbilled = describe_unpriced(unpriced, book)
             screen.warn(*describe_provisional(settings), *describe_overlong(usage), *unbilled)
-            if not settings.organizations:
-                notes += shorten(describe_unused(book, lines))
             summary = summarize(usage, lines, settings)
             paths = write_files(lines, settings.currency, settings.output_dir, now)
             screen.say(*summary, *(f"Not billed: {text}" for text in unbilled), *notes)

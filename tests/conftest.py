@@ -22,9 +22,13 @@ SCRIPT = ROOT / "ncp_metrics.py"
 QUICK = ("BACKOFF_SECONDS=0.01", "RETRY_AFTER_SECONDS=0.05")
 
 
-def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings, and of this process's environment only what does not matter."""
-    kept = {name: os.environ[name] for name in os.environ if name.startswith(("PATH", "COV"))}
+def environment(settings: Mapping[str, str], *, measured: bool = True) -> dict[str, str]:
+    """Return the settings, and of this process's environment only what does not matter.
+
+    Coverage is not measured where its own locks and files would be what fails.
+    """
+    prefixes = ("PATH", "COV") if measured else ("PATH",)
+    kept = {name: os.environ[name] for name in os.environ if name.startswith(prefixes)}
     return {**kept, "HOME": "/nonexistent", "LANG": "C.UTF-8", **settings}
 
 

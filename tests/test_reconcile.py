@@ -112,7 +112,7 @@ def test_other_hours_are_read_again_and_then_billed_with_a_warning(run: Run) -> 
     plan = always(change(usage="9.00h"), asks_for("o1"))
     result, _ = bill(run, plan, behaviour=Behaviour(count="absent"))
     assert result.status == 0
-    assert "has other hours or another profile for instances id-a0: " in result.stderr
+    assert "has other usage or another profile for instances id-a0: " in result.stderr
     assert ",9.00,2.50,22.50,USD,instance\n" in result.raw
 
 
