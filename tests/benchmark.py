@@ -33,7 +33,8 @@ YARDSTICK = [sys.executable, __file__, "--yardstick"]
 LATENCY = 0.1
 WORKERS = 8
 PAGE = 400
-PROFILES = ("gpu-h100-x1", "gpu-h100-x8", "gpu-a100-x1", "gpu-l40s-x1", "cpu-standard-8")
+PRICES = {"h100-x1": 2.5, "h100-x8": 19.2, "a100-x1": 1.45, "l40s-x1": 0.85, "cpu-8": 0.192}
+PROFILES = tuple(PRICES)
 
 
 def yardstick(environ: dict[str, str]) -> None:
@@ -54,9 +55,8 @@ def yardstick(environ: dict[str, str]) -> None:
             if offset >= answer["count"]:
                 return
 
-    with open(HERE.parent / "pricing.csv", encoding="utf-8") as file:
-        lines = [line for line in file if line.strip() and not line.startswith("#")]
-    prices = {row["profile"]: float(row["hourly_rate"]) for row in csv.DictReader(lines)}
+    with open(environ["PRICING_FILE"], encoding="utf-8") as file:
+        prices = {row["profile"]: float(row["hourly_rate"]) for row in csv.DictReader(file)}
     rows = []
     partner = {"X-RAFAY-API-KEYID": environ["PARTNER_API_KEY"]}
     default = {"x-api-key": environ["RAFAY_DEFAULT_API_KEY"]}
@@ -159,11 +159,16 @@ def simulator(tenants: int, instances: int, latency: float) -> Iterator[dict[str
     ours, its = multiprocessing.Pipe()
     process = multiprocessing.Process(target=serve, args=(tenants, instances, latency, its))
     process.start()
-    try:
-        yield {**os.environ, **ours.recv(), "WORKERS": str(WORKERS)}
-    finally:
-        ours.send(None)
-        process.join()
+    with tempfile.TemporaryDirectory() as directory:
+        book = Path(directory) / "prices.csv"
+        rates = "".join(f"{profile},{rate}\n" for profile, rate in PRICES.items())
+        book.write_text(f"profile,hourly_rate\n{rates}")
+        try:
+            settings = {"WORKERS": str(WORKERS), "PRICING_FILE": str(book)}
+            yield {**os.environ, **ours.recv(), **settings}
+        finally:
+            ours.send(None)
+            process.join()
 
 
 @dataclass
