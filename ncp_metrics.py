@@ -46,6 +46,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 from urllib.parse import urljoin, urlsplit
+from zoneinfo import ZoneInfo
 
 import requests
 import urllib3
@@ -255,7 +256,7 @@ SETTINGS = (
         "RAFAY_CONSOLE_URL",
         "the Ops Console, where organizations are listed, if it is another host",
     ),
-    Setting("BILLING_MONTH", "--month", "", "bill a calendar month: 2026-06, or last"),
+    Setting("BILLING_MONTH", "--month", "none", "bill a calendar month: 2026-06, or last"),
     Setting("DAYS", "--days", "30", "bill the last so many days, up to now: 1 to 3650"),
     Setting("TIMEZONE", "--timezone", "UTC", "IANA zone in which a month or a date begins"),
     Setting("CURRENCY", "--currency", "USD", "ISO 4217 code of every amount"),
@@ -294,7 +295,7 @@ class Settings(NamedTuple):
     output_dir: Path
     workers: int
     reconciling: bool
-    organizations: Sequence[str]
+    wanted: Sequence[str]
     checking: bool
 
     def __repr__(self) -> str:
@@ -333,15 +334,14 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
             )
         elif setting.flag:
             help_text = f"{setting.meaning} (default: {setting.default})"
-            parser.add_argument(
-                setting.flag, dest=setting.variable, metavar=setting.variable, help=help_text
-            )
+            name = setting.flag[2:].upper()
+            parser.add_argument(setting.flag, dest=setting.variable, metavar=name, help=help_text)
     for flag, which in zip(RANGE, ("begins: included", "ends: not included")):
         help_text = f"where the period {which}; ISO 8601 date or time"
         parser.add_argument(flag, dest=flag, metavar="TIME", help=help_text)
     help_text = "bill this organization only; may be repeated"
     parser.add_argument("--org", action="append", default=[], metavar="NAME_OR_ID", help=help_text)
-    help_text = "try settings, price book, keys and hosts with two requests; write nothing"
+    help_text = "try settings, price book, keys and hosts with a few requests; write nothing"
     parser.add_argument("--check", action="store_true", help=help_text)
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -405,7 +405,7 @@ def read_settings(
         output_dir=read("OUTPUT_DIR", check_directory, os.curdir),
         workers=read("WORKERS", whole_number(1, 32)),
         reconciling=read("RECONCILE", whole_number(0, 1)) == 1,
-        organizations=tuple(text.strip() for text in flags.get("org") or ()),
+        wanted=tuple(text.strip() for text in flags.get("org") or ()),
         checking=bool(flags.get("check")),
     )
     return settings, problems
@@ -488,7 +488,25 @@ def check_timezone(text: str) -> tzinfo:
     )
     if not isinstance(zone, (tz.tzfile, tz.tzutc)):
         raise ValueError(f"{text!r} is not an IANA time zone, such as UTC or Europe/Berlin")
+    if is_misread(zone, text):
+        raise ValueError(f"python-dateutil misreads this machine's {text}: upgrade it")
     return zone
+
+
+def is_misread(zone: tzinfo, name: str) -> bool:
+    """Whether dateutil and the standard library read a zone differently.
+
+    Before 3.0, dateutil takes the zones of a machine whose files are "slim" for UTC.
+    """
+    try:
+        other = ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        return False  # there are no files: dateutil brings its own
+    days = [datetime(2026, month, 1) for month in (1, 7)]
+    return any(
+        day.replace(tzinfo=zone).utcoffset() != day.replace(tzinfo=other).utcoffset()
+        for day in days
+    )
 
 
 # Period
@@ -506,13 +524,14 @@ def choose_period(
     """
     now = now.astimezone(timezone.utc).replace(microsecond=0)
     given = {name: (flags.get(name) or "").strip() for name in ("BILLING_MONTH", "DAYS", *RANGE)}
-    start, end = given["--from"], given["--to"]
-    asked = {"--month": given["BILLING_MONTH"], "--from": start or end, "--days": given["DAYS"]}
-    names = [name for name, text in asked.items() if text]
+    # Blank is unset by contract, but an empty variable after --from is not to bill 30 days.
+    between_times = any(flags.get(name) is not None for name in RANGE)
+    asked = {"--month": given["BILLING_MONTH"], "--from": between_times, "--days": given["DAYS"]}
+    names = [name for name, there in asked.items() if there]
     if len(names) > 1:
         raise ValueError(f"{', '.join(names)} are {len(names)} periods: give one")
     if names == ["--from"]:
-        return between(start, end, zone, now), False
+        return between(given["--from"], given["--to"], zone, now), False
     if month and names != ["--days"]:
         return calendar_month(month, zone, now)
     return Period(now - timedelta(days=days), now), False
@@ -564,25 +583,23 @@ def parse_moment(text: str, zone: tzinfo) -> datetime:
         if not match:
             raise ValueError
         moment = isoparse(match.group())
-        if not match.group(1):
+        if not match.group("time"):
             return begin_of_day(moment, zone)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=zone)
-            if tz.datetime_ambiguous(moment) or not tz.datetime_exists(moment):
-                raise LookupError
-        return moment.astimezone(timezone.utc)
-    except LookupError:
-        raise ValueError(
-            f"{text!r} comes twice or never, since clocks change: add an offset, such as +02:00"
-        ) from None
+        local = moment if moment.tzinfo else moment.replace(tzinfo=zone)
+        utc = local.astimezone(timezone.utc)
     except (ValueError, OverflowError):
         raise ValueError(
             f"{text!r} is not a date or time such as 2026-06-01 or 2026-06-01T00:00:00Z"
         ) from None
+    if not moment.tzinfo and (tz.datetime_ambiguous(local) or not tz.datetime_exists(local)):
+        raise ValueError(
+            f"{text!r} comes twice or never, since clocks change: add an offset, such as +02:00"
+        )
+    return utc
 
 
 MOMENT = re.compile(
-    "[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
+    "[0-9]{4}-[0-9]{2}-[0-9]{2}(?P<time>T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
 )
 
 
@@ -619,9 +636,10 @@ class Price(NamedTuple):
     rate: Decimal
 
     @property
-    def thing(self) -> tuple[object, ...]:
+    def key(self) -> tuple[object, ...]:
         """What is priced: two prices of the same thing are one too many."""
-        return (*self[1:3], self.organization.casefold(), *self[4:6])
+        owner = self.organization.casefold()
+        return self.profile, self.dimension, owner, self.profile_type, self.effective_from
 
 
 class PriceBook:
@@ -701,7 +719,7 @@ def read_price_book(path: Path, currency: str | None, zone: tzinfo) -> tuple[Pri
                 columns = check_columns(row)
                 continue
             price = check_price(number, columns, row, currency, zone)
-            first = prices.setdefault(price.thing, price)
+            first = prices.setdefault(price.key, price)
             if first is not price:
                 raise ValueError(f"{price.profile!r} has a price in line {first.line} already")
         except ValueError as error:
@@ -804,18 +822,20 @@ def resolve_contracts(
     prices for the same thing, one by name and one by id.
     """
     organizations = list(dict.fromkeys(organizations))
+    names = {price.organization for price in book.prices}
+    matching = {name: match_organizations(name, organizations) if name else [] for name in names}
     unlisted, problems = [], []
     prices: dict[object, Price] = {}
-    for price in sorted(book.prices):
+    for price in sorted(book.prices):  # by line
         where = f"{book.path}: line {price.line}: organization {price.organization!r}"
-        matches = match_organizations(price.organization, organizations)
+        matches = matching[price.organization]
         if price.organization and not matches:
             unlisted.append(f"{where} is not listed")
         if len(matches) > 1:
             ids = ", ".join(each.id for each in matches)
             problems.append(f"{where} is the name of several: give the id, one of {ids}")
         resolved = price._replace(organization=matches[0].id) if matches else price
-        first = prices.setdefault(resolved.thing, resolved)
+        first = prices.setdefault(resolved.key, resolved)
         if first is not resolved:
             problems.append(f"{where} has a price in line {first.line} already")
     if problems:
@@ -1110,14 +1130,14 @@ class Client:
     def __init__(self, settings: Settings, dimensions: Container[Thing] = ()) -> None:
         self.dimensions = dimensions
         self.stopping = threading.Event()
-        self.usage = Endpoint(
+        self.usage_endpoint = Endpoint(
             settings.console_url,
             "RAFAY_CONSOLE_URL",
             "x-api-key",
             settings.default_api_key,
             "RAFAY_DEFAULT_API_KEY",
         )
-        self.organizations = Endpoint(
+        self.organizations_endpoint = Endpoint(
             settings.ops_console_url,
             "RAFAY_OPS_CONSOLE_URL"
             if settings.ops_console_url != settings.console_url
@@ -1136,14 +1156,16 @@ class Client:
             query["range_to"] = format_instant(listing.period.end)
         if listing.organization:
             query["instance_organization_id"] = listing.organization.id
-        endpoint = self.usage if listing.period else self.organizations
+        endpoint = self.usage_endpoint if listing.period else self.organizations_endpoint
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 answer = self._get(session, endpoint, listing.path, query)
                 return parse_page(request, answer, self.dimensions)
             except (ApiError, Transient) as error:
                 # A server may repeat what it was sent.
-                reason = redact(str(error), (self.usage.key, self.organizations.key))
+                reason = redact(
+                    str(error), (self.usage_endpoint.key, self.organizations_endpoint.key)
+                )
                 failed = f"{listing}: {cut_short(reason, 400)}"
                 if isinstance(error, ApiError):
                     raise ApiError(failed) from None
@@ -1388,8 +1410,8 @@ class Pool:
     """WORKERS threads, each with a session of its own, that get pages for readers.
 
     They are daemons: nothing waits for a server that does not answer once the run is over.
-    `progress` is told which share of the readers has ended, how many rows were read, and which
-    share of the pages that are known by then has come.
+    `progress` is told which share of the readers has ended, how many rows were read, and how many
+    seconds are left for the pages that are known by then.
     """
 
     def __init__(
@@ -1425,6 +1447,7 @@ class Pool:
         pages: dict[int, list[Page]] = {}  # of each reader, as far as they have come
         waiting: dict[int, dict[int, PageRequest]] = {}  # what each reader waits for, by place
         asked = answered = rows = 0
+        began_at = time.monotonic()
 
         def advance(index: int) -> int:
             """Send a reader its pages, and ask for so many more; or take its result."""
@@ -1451,7 +1474,8 @@ class Pool:
             rows += len(page.rows)
             if not waiting[index]:
                 asked += advance(index)
-            self.progress(1 - len(waiting) / len(readers), rows, answered / asked)
+            left = (time.monotonic() - began_at) * (asked - answered) / answered
+            self.progress(1 - len(waiting) / len(readers), rows, left)
         return results
 
     def _next_answer(
@@ -1546,7 +1570,7 @@ def nearest(text: str, names: Iterable[str]) -> str:
     """Say which of the names is the nearest to a text."""
     by_folded = {name.casefold(): name for name in names}
     near = get_close_matches(text.casefold(), by_folded, n=1, cutoff=0.0)
-    return f"the nearest name is {by_folded[near[0]]}" if near else "there is no name at all"
+    return f"the nearest is {by_folded[near[0]]}" if near else "there is nothing at all"
 
 
 def read_usage(pool: Pool, usage: Sequence[Usage]) -> list[Usage]:
@@ -1570,28 +1594,31 @@ def reconcile(
     compared instance by instance. An organization that disagrees is asked once more, since usage
     may have arrived in between. Raises ApiError if instances are still missing on either side.
     """
-    for (kind, period), total in totals.items():
-        part = [each for each in usage if (each.kind, each.period) == (kind, period)]
-        if sum(len(each.records) for each in part) == total:
-            continue
-        [whole] = pool.read([Listing(kind, period)])
-        unlisted = group_unlisted(kind, period, usage, whole)
-        for each in unlisted:
-            warn(
-                f"{kind} usage of an organization that is not listed: {each.organization}, "
-                f"instances: {len(each.records)}: billed under the name that its records give"
-            )
-        usage = usage + unlisted
-        part += unlisted
+    lists = {(each.organization, each.kind, each.period): each for each in usage}
+    records: dict[Slice, int] = defaultdict(int)
+    for each in usage:
+        records[each.kind, each.period] += len(each.records)
+    open_slices = [slice_ for slice_, total in totals.items() if records[slice_] != total]
+    wholes = pool.read(Listing(*slice_) for slice_ in open_slices)
+    unlisted: dict[Organization, int] = defaultdict(int)
+    for slice_, whole in zip(open_slices, wholes):
+        for each in group_unlisted(*slice_, [*lists.values()], whole):
+            lists[each.organization, each.kind, each.period] = each
+            unlisted[each.organization] += len(each.records)
+        part = [each for each in lists.values() if (each.kind, each.period) == slice_]
         differing = {id_ for id_, _ in differences(part, whole)}
-        asked = [each for each in part if each.organization.id in differing]
-        fresh = {each[:3]: each for each in read_usage(pool, asked)}
-        usage = [fresh.get(each[:3], each) for each in usage]
-        part = [fresh.get(each[:3], each) for each in part]
+        for each in read_usage(pool, [each for each in part if each.organization.id in differing]):
+            lists[each.organization, each.kind, each.period] = each
+        part = [each for each in lists.values() if (each.kind, each.period) == slice_]
         settle(part, differences(part, whole), warn)
-    order = {each.organization: place for place, each in reversed(list(enumerate(usage)))}
+    for organization, count in unlisted.items():
+        warn(
+            f"usage of an organization that is not listed: {organization}, records: {count}: "
+            "billed under the name that its records give"
+        )
+    order = {key[0]: place for place, key in reversed(list(enumerate(lists)))}
     return sorted(
-        usage,
+        lists.values(),
         key=lambda each: (order[each.organization], KINDS.index(each.kind), each.period.start),
     )
 
@@ -1606,7 +1633,9 @@ def group_unlisted(
     for record in whole:
         id_ = record.organization_id
         if id_ not in listed:
-            organization = known.setdefault(id_, Organization(id_, record.organization_name or id_))
+            organization = known.setdefault(
+                id_, Organization(id_, record.organization_name.strip() or id_)
+            )
             unlisted.setdefault(id_, Usage(organization, kind, period, [])).records.append(record)
     return list(unlisted.values())
 
@@ -1729,6 +1758,7 @@ COLUMNS = (
     "currency",
     "dimension",
 )
+FILES = ("Raw", "Sorted")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -1854,11 +1884,6 @@ def rename_new(source: Path, path: Path) -> None:
         os.rename(source, path)
 
 
-def describe(paths: Sequence[Path]) -> list[str]:
-    """Say where the files are."""
-    return [f"{name} file: {path.absolute()}" for name, path in zip(("Raw", "Sorted"), paths)]
-
-
 # Summary
 
 
@@ -1899,7 +1924,7 @@ def totals_by(
     return totals
 
 
-def unpriced_totals(lines: Iterable[Line], currency: str) -> defaultdict[str, Total]:
+def unpriced_totals(lines: Iterable[Line], currency: str) -> dict[str, Total]:
     """Return the totals of each profile whose instances have no price."""
     unpriced = (line for line in lines if line.rate is None)
     return totals_by(lambda line: line.record.profile, unpriced, currency)
@@ -1939,24 +1964,22 @@ def describe_unused(book: PriceBook, usage: Iterable[Usage]) -> list[str]:
     ]
 
 
-def describe_provisional(settings: Settings) -> list[str]:
-    """Return a sentence if the month to bill is not over."""
-    end = format_instant(settings.period.end)
-    sentence = f"the bill is provisional: the month is not over, and is billed up to {end}"
-    return [sentence] if settings.provisional else []
-
-
-def describe_overlong(usage: Iterable[Usage]) -> list[str]:
-    """Return a sentence about instances that ran for more hours than the period has, if any."""
+def describe_doubts(settings: Settings, usage: Iterable[Usage]) -> list[str]:
+    """Return what to look at before the bill is sent."""
+    doubts = []
+    if settings.provisional:
+        end = format_instant(settings.period.end)
+        doubts.append(f"the bill is provisional: the month is not over, and is billed up to {end}")
     overlong = []
     for each in usage:
-        hours = each.period.hours
-        overlong += [(each, record) for record in each.records if record.hours > hours]
-    return [
-        f"instances with more hours than the period has: {len(overlong)}; the first is "
-        f"{record} of {each.organization}, {plain(record.hours)}"
-        for each, record in overlong[:1]
-    ]
+        most = each.period.hours + Decimal("0.005")  # usage is rounded half up to 0.01
+        overlong += [(each, record) for record in each.records if record.hours > most]
+    for each, record in overlong[:1]:
+        doubts.append(
+            f"instances with more hours than the period has: {len(overlong)}; the first is "
+            f"{record} of {each.organization}, {plain(record.hours)}"
+        )
+    return doubts
 
 
 def summarize(usage: Sequence[Usage], lines: Sequence[Line], settings: Settings) -> list[str]:
@@ -2014,10 +2037,10 @@ class Screen:
     """What a person sees: the summary on stdout; progress, warnings and errors on stderr."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
-        self.keys = [key for key in keys if key.strip()]
+        self.keys = [key.strip() for key in keys if key.strip()]
         self.quiet = False
         self.drawn_at = 0.0
-        self.begin(0)
+        self.begin("organizations")
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # in a locale without the letters
@@ -2036,27 +2059,24 @@ class Screen:
         """Print errors."""
         self._complain("error", texts)
 
-    def begin(self, organizations: int) -> None:
-        """Let progress be that of so many organizations, from now on."""
+    def begin(self, phase: str, organizations: int = 0) -> None:
+        """Name what progress is of from now on."""
+        self.phase = phase
         self.organizations = organizations
-        self.began_at = time.monotonic()
 
-    def progress(self, ended: float, rows: int, answered: float) -> None:
+    def progress(self, ended: float, rows: int, left: float) -> None:
         """Rewrite the progress line, on a terminal only and ten times a second at most.
 
-        `ended` is the share of the organizations, `answered` that of the pages known so far.
+        `ended` is the share of the organizations, `left` are seconds.
         """
         now = time.monotonic()
         if self.quiet or sys.stderr is None or not sys.stderr.isatty() or now < self.drawn_at + 0.1:
             return
         self.drawn_at = now
-        done = int(ended * self.organizations)
-        left = (now - self.began_at) * (1 - answered) / answered
-        self._print(
-            sys.stderr,
-            f"\r\x1b[K{done} of {self.organizations} organizations, {rows} records, "
-            f"{left:.0f} s left",
-        )
+        of = self.organizations
+        done = f"{int(ended * of)} of {of} organizations, " if of else ""
+        text = f"{self.phase}: {done}{rows} records, {left:.0f} s left"
+        self._print(sys.stderr, f"\r\x1b[K{text}")
 
     def clear_progress(self) -> None:
         """Remove the progress line."""
@@ -2111,15 +2131,19 @@ def read_inputs(
     return settings, book
 
 
-def check(pool: Pool, settings: Settings, book: PriceBook) -> list[str]:
-    """Try both keys and both hosts, with a request each, and say what is there; raises ApiError."""
-    usage, listed = Listing(KINDS[0], settings.period), Listing("organizations")
-    [records], [organizations] = pool.run([first_page(usage, 1), first_page(listed, PAGE_SIZE)])
+def try_out(pool: Pool, settings: Settings, book: PriceBook) -> list[str]:
+    """Try both keys and both hosts with few requests, and say what is there; raises Failure."""
+    [[page]] = pool.run([first_page(Listing(KINDS[0], settings.period), 1)])
+    organizations = read_organizations(pool)
+    chosen = choose_organizations(settings.wanted, organizations)
+    _, unlisted = resolve_contracts(book, organizations)
     return [
         f"Usage: {settings.console_url} answers; {KINDS[0]} records: "
-        f"{max(records.counted or 0, len(records.rows))} or more",
-        f"Organizations: {settings.ops_console_url} answers; listed: "
-        f"{max(organizations.counted or 0, len(organizations.rows))} or more",
+        f"{max(page.counted or 0, len(page.rows))} or more",
+        f"Organizations: {settings.ops_console_url} answers; listed: {len(organizations)}, "
+        f"to be billed: {len(chosen)}",
+        *shorten(unlisted),
+        *describe_doubts(settings, ()),
         *describe_run(settings, book),
         "All is in order; nothing was written.",
     ]
@@ -2136,24 +2160,25 @@ def read_all(
     totals = probe(pool, [(kind, part) for kind in KINDS for part in parts])
     listed = read_organizations(pool)
     resolve_contracts(book, listed)
-    organizations = choose_organizations(settings.organizations, listed)
-    screen.begin(len(organizations))
+    organizations = choose_organizations(settings.wanted, listed)
+    screen.begin("usage", len(organizations))
     usage = read_usage(
         pool, [Usage(each, *slice_, []) for each in organizations for slice_ in totals]
     )
-    if settings.organizations:
+    if settings.wanted:
         notes = [
             f"This bill is partial: --org names {len(organizations)} of {len(listed)}",
             "Not reconciled with the usage of the whole partner: the bill is partial",
         ]
     elif settings.reconciling:
+        screen.begin("comparison with the whole partner")
         usage = reconcile(pool, usage, totals, screen.warn)
         notes = [describe_reconciled(usage)]
     else:
         notes = ["Not reconciled with the usage of the whole partner: RECONCILE is 0"]
     everybody = [*listed, *(each.organization for each in usage)]
     book, unlisted = resolve_contracts(book, everybody)
-    unused = [] if settings.organizations else describe_unused(book, usage)
+    unused = [] if settings.wanted else describe_unused(book, usage)
     return usage, book, [*notes, *shorten([*unlisted, *unused])]
 
 
@@ -2171,17 +2196,18 @@ def main(
             settings, book = read_inputs(argv, environ, now, screen)
             with Pool(Client(settings, book.dimensions), settings.workers, screen.progress) as pool:
                 if settings.checking:
-                    screen.say(*check(pool, settings, book))
+                    screen.say(*try_out(pool, settings, book))
                     return 0
                 usage, book, notes = read_all(pool, settings, book, screen)
             lines = bill(usage, book, settings.currency)
             unpriced = unpriced_totals(lines, settings.currency)
             unbilled = describe_unpriced(unpriced, book)
-            screen.warn(*describe_provisional(settings), *describe_overlong(usage), *unbilled)
+            screen.warn(*describe_doubts(settings, usage), *unbilled)
             summary = summarize(usage, lines, settings)
             paths = write_files(lines, settings.currency, settings.output_dir, now)
             screen.say(*summary, *(f"Not billed: {text}" for text in unbilled), *notes)
-            screen.say(*describe_run(settings, book), *describe(paths))
+            screen.say(*describe_run(settings, book))
+            screen.say(*(f"{name} file: {path.absolute()}" for name, path in zip(FILES, paths)))
             return 3 if any(total.hours for total in unpriced.values()) else 0
         except Failure as failure:
             screen.error(*failure.problems)

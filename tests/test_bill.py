@@ -112,7 +112,7 @@ def test_usage_without_a_price_stays_in_the_files_and_ends_with_status_3(run: Ru
         result = run(simulator=simulator, prices="profile,hourly_rate\ngpu-x1,1\nnotebook,0.333\n")
     sentence = (
         "profile gpu has no price: 20.73 hours (instances: 3) are not billed; "
-        "in the price book, the nearest name is gpu-x1"
+        "in the price book, the nearest is gpu-x1"
     )
     assert result.status == 3
     assert f"ncp_metrics: warning: {sentence}\n" in result.stderr
@@ -127,7 +127,7 @@ def test_a_profile_without_a_price_that_ran_no_hours_is_told_but_is_no_failure(r
         result = run(simulator=simulator, prices="profile,hourly_rate\n")
     assert result.status == 0
     assert "profile gpu has no price: 0.00 hours (instances: 1)" in result.stderr
-    assert "in the price book, there is no name at all" in result.stderr
+    assert "in the price book, there is nothing at all" in result.stderr
 
 
 def test_more_hours_than_the_period_has_are_billed_with_a_warning(run: Run) -> None:
@@ -249,7 +249,7 @@ def test_progress_is_shown_on_a_terminal_and_removed_at_the_end(directory: Path)
     shown = os.read(leader, 10000).decode()
     os.close(leader)
     assert shown.startswith("\r\x1b[K")
-    assert re.search(r"\d of 6 organizations, \d+ records, \d+ s left", shown)
+    assert re.search(r"usage: \d of 6 organizations, \d+ records, \d+ s left", shown)
     assert shown.endswith("\r\x1b[K")
 
 

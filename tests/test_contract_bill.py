@@ -171,6 +171,7 @@ def test_a_month_that_is_not_over_is_billed_up_to_now_with_a_warning(run: Run) -
             ["--from=2026-07-01", "--to=2026-07-04"],
             "2026-07-04 is in the future: now is 2026-07-03",
         ),
+        (["--from=", "--to="], "--from, --to: one goes with the other"),
         (["--month=last", "--days=3"], "--month, --days are 2 periods: give one"),
         (["--timezone=UTC+2"], "'UTC+2' is not an IANA time zone"),
     ],
@@ -234,10 +235,10 @@ def test_a_price_for_nobody_or_nothing_is_told_in_the_summary(run: Run, tmp_path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--org", "acne"], "--org: 'acne' is not listed; the nearest name is acme"),
+        (["--org", "acne"], "--org: 'acne' is not listed; the nearest is acme"),
         (
             ["--org", "acme", "--org", "id-akme"],
-            "'id-akme' is not listed; the nearest name is id-acme",
+            "'id-akme' is not listed; the nearest is id-acme",
         ),
     ],
 )
@@ -256,13 +257,13 @@ def test_two_prices_for_one_organization_by_name_and_id_end_the_run(run: Run) ->
     assert "line 3: organization 'id-acme' has a price in line 2 already" in result.stderr
 
 
-def test_check_tries_all_with_two_requests_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+def test_check_tries_all_with_few_requests_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     with Simulator(PARTNER) as simulator:
         result = run("--check", "--month=last", simulator=simulator, prices=PRICES, now=LATER)
     assert (result.status, result.stderr, result.files) == (0, "", {})
     assert result.stdout == (
         f"Usage: {simulator.url} answers; compute records: 2 or more\n"
-        f"Organizations: {simulator.url} answers; listed: 2 or more\n"
+        f"Organizations: {simulator.url} answers; listed: 2, to be billed: 2\n"
         "Period: 2026-06-01T00:00:00Z to 2026-07-01T00:00:00Z, the end not included\n"
         "Time zone: UTC\n"
         f"Price book: {tmp_path / 'prices.csv'}, prices: 6\n"
@@ -270,7 +271,41 @@ def test_check_tries_all_with_two_requests_and_writes_nothing(run: Run, tmp_path
         "Version: ncp_metrics 1.0.0\n"
         "All is in order; nothing was written.\n"
     )
-    assert len(simulator.requests) == 2
+    assert len(simulator.requests) == 3
+
+
+def test_check_tells_what_a_run_would_refuse_or_warn_of(run: Run, tmp_path: Path) -> None:
+    prices = PRICES + "gpu,,Nordwind,,,1\n"
+    result = bill(run, "--check", "--month=2026-07", prices=prices)
+    assert result.status == 0
+    assert (
+        f"{tmp_path / 'prices.csv'}: line 8: organization 'Nordwind' is not listed\n"
+        in result.stdout
+    )
+    assert "the bill is provisional" in result.stdout
+    refused = bill(run, "--check", "--org=acne")
+    assert (refused.status, refused.stdout) == (2, "")
+    assert "'acne' is not listed; the nearest is acme" in refused.stderr
+
+
+def test_an_instance_that_was_always_on_has_no_more_hours_than_the_period(run: Run) -> None:
+    # 54.1666... hours are metered as 54.17.
+    with Simulator(PARTNER) as simulator:
+        result = run(
+            "--month=2026-07", simulator=simulator, prices=PRICES, now="2026-07-03T06:10:00Z"
+        )
+    assert "54.17" in str(result.files)
+    assert "more hours than" not in result.stderr
+
+
+def test_an_unlisted_organization_without_a_name_has_nobody_s_prices(run: Run) -> None:
+    nameless = instance("  ", "x", "gpu", "1")
+    usage = metered(compute=[nameless, instance("acme", "render", "gpu", "0.5")])
+    with Simulator(Partner([organization("id-acme", "acme")], usage)) as simulator:
+        result = run("--month=last", simulator=simulator, prices=PRICES, now=LATER)
+    assert result.status == 0
+    assert result.stderr.count("that is not listed: id-   (id-  ), records: 3") == 1
+    assert ",,USD" not in str(result.files)
 
 
 @pytest.mark.parametrize(

@@ -444,7 +444,7 @@ def test_an_organization_that_is_not_listed_is_an_error_with_the_nearest_name(
     listed = [ACME, OTHER, Organization("x0001", "ACQUISITIONS")]
     with pytest.raises(SettingsError) as caught:
         choose_organizations([text], listed)
-    problem = f"--org: {text!r} is not listed; the nearest name is {name}"
+    problem = f"--org: {text!r} is not listed; the nearest is {name}"
     assert caught.value.problems == (problem,)
 
 
@@ -634,10 +634,10 @@ def unpriced(book: PriceBook, *usage: Usage) -> list[str]:
     [
         pytest.param(
             ["vms,,,,,1", "gpu,,,,,1"],
-            "in the price book, the nearest name is vms",
+            "in the price book, the nearest is vms",
             id="not in the book",
         ),
-        pytest.param([], "in the price book, there is no name at all", id="an empty book"),
+        pytest.param([], "in the price book, there is nothing at all", id="an empty book"),
         pytest.param(
             ["vm,,,,cpu,1", "vms,,,,,1"],
             "if its other dimensions are all that is billed, give it an instance price of 0",

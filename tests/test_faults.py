@@ -823,7 +823,7 @@ def test_no_key_is_in_any_output_file_or_repr(run: Run) -> None:
         )
     client = ncp_metrics.Client(told)
     texts = [result.stdout, result.stderr, *result.files.values()]
-    texts += [repr(told), repr(client.usage), repr(client.organizations)]
+    texts += [repr(told), repr(client.usage_endpoint), repr(client.organizations_endpoint)]
     for key in (DEFAULT_KEY, PARTNER_KEY):
         assert not [text for text in texts if key in text]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from zoneinfo import available_timezones
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import pytest
 from hypothesis import example, given, settings
@@ -425,7 +425,7 @@ WEEK = period("2026-07-08T12:00:00Z", "2026-07-15T12:00:00Z")
             id="--from before BILLING_MONTH",
         ),
         pytest.param(
-            {"BILLING_MONTH": None, "--from": "", "--to": "", "DAYS": ""},
+            {"BILLING_MONTH": "", "--from": None, "--to": None, "DAYS": ""},
             "2026-06",
             JUNE,
             id="blank flags are unset",
@@ -543,3 +543,19 @@ def test_the_parts_of_a_period_cover_it_exactly_in_order_without_gap_or_overlap(
     assert all(part.start < part.end for part in parts)
     assert all(part.end == following.start for part, following in zip(parts, parts[1:]))
     assert {part.start for part in parts[1:]} == {c for c in changes if whole.start < c < whole.end}
+
+
+def test_a_zone_that_dateutil_misreads_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ncp_metrics.ZoneInfo", lambda name: ZoneInfo("Asia/Tokyo"))
+    with pytest.raises(ValueError, match="misreads this machine's Europe/Berlin: upgrade it"):
+        check_timezone("Europe/Berlin")
+
+
+def test_a_zone_that_the_machine_has_no_file_of_is_read_by_dateutil_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def find_none(name: str) -> ZoneInfo:
+        raise ZoneInfoNotFoundError(name)
+
+    monkeypatch.setattr("ncp_metrics.ZoneInfo", find_none)
+    assert check_timezone("Europe/Berlin")

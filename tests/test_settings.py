@@ -68,7 +68,7 @@ def test_three_variables_suffice_and_the_rest_has_defaults() -> None:
         output_dir=Path("."),
         workers=8,
         reconciling=True,
-        organizations=(),
+        wanted=(),
         checking=False,
     )
 
@@ -98,7 +98,7 @@ def test_each_variable_of_the_environment_is_read(tmp_path: Path) -> None:
         output_dir=tmp_path,
         workers=3,
         reconciling=False,
-        organizations=(),
+        wanted=(),
         checking=False,
     )
 
