@@ -352,54 +352,64 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     return flags, problems if unknown else []
 
 
+class Given:
+    """What flags and environment give for the settings, and what is wrong with it."""
+
+    def __init__(self, flags: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+        self.flags = flags
+        self.environ = environ
+        self.problems: list[str] = []
+
+    def text(self, variable: str) -> str:
+        """Return the text of a setting, blank if there is none: a flag's, or the variable's."""
+        flag = (self.flags.get(variable) or "").strip()
+        return flag or self.environ.get(variable, "").strip()
+
+    def read(self, setting: Setting, check: Callable[[str], Any], default: str) -> Any:
+        """Return what a check makes of a setting, None if it is wrong."""
+        text = self.text(setting.variable)
+        if not text and setting.default == REQUIRED:
+            self.problems.append(f"{setting.variable} is not set: it is {setting.meaning}")
+            return None
+        try:
+            return check(text or default)
+        except ValueError as error:
+            by_flag = (self.flags.get(setting.variable) or "").strip()
+            self.problems.append(f"{setting.flag if by_flag else setting.variable}: {error}")
+            return None
+
+    def period(self, days: int | None, zone: tzinfo, now: datetime) -> tuple[Period, bool]:
+        """Return the period to bill, and whether it is provisional."""
+        try:
+            return choose_period(self.flags, self.text("BILLING_MONTH"), days or 1, zone, now)
+        except ValueError as error:
+            self.problems.append(str(error))
+            return Period(now, now), False
+
+
 def read_settings(
     flags: Mapping[str, Any], environ: Mapping[str, str], now: datetime
 ) -> tuple[Settings, list[str]]:
     """Return the settings, None for each that is wrong, and all that is wrong with them."""
-    problems: list[str] = []
+    given = Given(flags, environ)
     by_variable = {setting.variable: setting for setting in SETTINGS}
 
-    def given(variable: str) -> tuple[str, str]:
-        """Return what names the setting, and its text."""
-        flag = (flags.get(variable) or "").strip()
-        return (by_variable[variable].flag if flag else variable), (
-            flag or environ.get(variable, "").strip()
-        )
-
     def read(variable: str, check: Callable[[str], Any], default: str | None = None) -> Any:
-        name, text = given(variable)
         setting = by_variable[variable]
-        if not text and setting.default == REQUIRED:
-            problems.append(f"{variable} is not set: it is {setting.meaning}")
-            return None
-        try:
-            return check(text or (setting.default if default is None else default))
-        except ValueError as error:
-            problems.append(f"{name}: {error}")
-            return None
+        return given.read(setting, check, setting.default if default is None else default)
 
     console_url = read("RAFAY_CONSOLE_URL", check_console_url)
     zone = read("TIMEZONE", check_timezone) or timezone.utc
-    days = read("DAYS", whole_number(1, 3650))
-    period, provisional = Period(now, now), False
-    try:
-        month = given("BILLING_MONTH")[1]
-        period, provisional = choose_period(flags, month, days or 1, zone, now)
-    except ValueError as error:
-        problems.append(str(error))
+    period, provisional = given.period(read("DAYS", whole_number(1, 3650)), zone, now)
     settings = Settings(
         console_url=console_url,
-        ops_console_url=read(
-            "RAFAY_OPS_CONSOLE_URL",
-            lambda text: check_console_url(text) if text else console_url,
-            "",
-        ),
+        ops_console_url=read("RAFAY_OPS_CONSOLE_URL", check_console_url, console_url or "-"),
         default_api_key=read("RAFAY_DEFAULT_API_KEY", check_api_key),
         partner_api_key=read("PARTNER_API_KEY", check_api_key),
         period=period,
         provisional=provisional,
         timezone=zone,
-        timezone_name=given("TIMEZONE")[1] or "UTC",
+        timezone_name=given.text("TIMEZONE") or "UTC",
         currency=read("CURRENCY", check_currency),
         pricing_file=read("PRICING_FILE", Path, str(Path(__file__).with_name("pricing.csv"))),
         output_dir=read("OUTPUT_DIR", check_directory, os.curdir),
@@ -408,7 +418,7 @@ def read_settings(
         wanted=tuple(text.strip() for text in flags.get("org") or ()),
         checking=bool(flags.get("check")),
     )
-    return settings, problems
+    return settings, given.problems
 
 
 def is_loopback(host: str) -> bool:
@@ -682,13 +692,8 @@ class PriceBook:
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 LINE_ENDS = re.compile(r"\r\n|\n|\r")
 REQUIRED_COLUMNS = ("profile", "hourly_rate")
-OPTIONAL_COLUMNS = (
-    "dimension",
-    "organization",
-    "profile_type",
-    "effective_from",
-    "currency",
-    "description",
+OPTIONAL_COLUMNS = tuple(
+    "dimension organization profile_type effective_from currency description".split()
 )
 
 
@@ -1353,6 +1358,7 @@ def follow_pages(listing: Listing, count_is_total: bool, together: bool) -> Read
     lowered limit.
     """
     rows: dict[Any, Any] = {}
+    repeated: list[Any] = []
     asked = received = 0
     total: int | None = None
     offsets, limit = range(1), PAGE_SIZE
@@ -1362,7 +1368,7 @@ def follow_pages(listing: Listing, count_is_total: bool, together: bool) -> Read
             raise ApiError(f"{listing}: has more than {MAX_PAGES} pages: it seems to have no end")
         pages = yield [PageRequest(listing, offset, limit) for offset in offsets]
         for page in pages:
-            collect(rows, page, listing)
+            repeated += collect(rows, page, listing)
             received += len(page.rows)
             counted = page.counted
             if counted is not None and (count_is_total or counted > len(page.rows)):
@@ -1378,32 +1384,31 @@ def follow_pages(listing: Listing, count_is_total: bool, together: bool) -> Read
             offsets = range(received, total)[:1]
     if received < (total or 0):
         raise Unsettled(f"{listing}: only {received} of the {total} counted could be read")
+    if repeated and len(rows) != total:
+        raise Unsettled(
+            f"{listing}: {repeated[0]} is listed twice: the list changes while it is read"
+        )
     return list(rows.values())
 
 
-def collect(rows: dict[Any, Any], page: Page, listing: Listing) -> None:
-    """Add the rows of the next page; raises Unsettled if rows moved between pages.
+def collect(rows: dict[Any, Any], page: Page, listing: Listing) -> list[Any]:
+    """Add the rows of the next page, and return those that were on earlier pages, too.
 
-    A row that was on an earlier page, too, is a sign that another one may never come. A row that
-    comes twice on one page, with the same content, counts once.
+    These are a sign that rows move between pages while they are read, so that another one may
+    never come. A row that comes twice on one page counts once. Raises Unsettled about a row that
+    comes twice with different content, and about a page that holds nothing new.
     """
     on_page: dict[Any, Any] = {}
     for row in page.rows:
-        if on_page.setdefault(row.key, row) != row:
+        if on_page.setdefault(row.key, row) != row or rows.get(row.key, row) != row:
             raise Unsettled(f"{listing}: {row} is listed twice, with different content")
     repeated = [row for key, row in on_page.items() if key in rows]
-    for row in repeated:
-        if rows[row.key] != row:
-            raise Unsettled(f"{listing}: {row} is listed twice, with different content")
     if page.rows and len(repeated) == len(on_page):
         raise Unsettled(
             f"{listing}: a page holds nothing new: it seems that the API ignores offset"
         )
-    if repeated:
-        raise Unsettled(
-            f"{listing}: {repeated[0]} is listed twice: the list changes while it is read"
-        )
     rows.update(on_page)
+    return repeated
 
 
 class Pool:
@@ -1739,24 +1744,10 @@ def sort_lines(lines: Iterable[Line]) -> Iterator[Line]:
 # Files
 
 
-COLUMNS = (
-    "organization",
-    "organization_id",
-    "project",
-    "profile_type",
-    "profile",
-    "instance",
-    "instance_id",
-    "status",
-    "created_at",
-    "parameters",
-    "period_start",
-    "period_end",
-    "usage_hours",
-    "billing_rate",
-    "billing_amount",
-    "currency",
-    "dimension",
+COLUMNS = tuple(
+    "organization organization_id project profile_type profile instance instance_id status "
+    "created_at parameters period_start period_end usage_hours billing_rate billing_amount "
+    "currency dimension".split()
 )
 FILES = ("Raw", "Sorted")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

@@ -139,6 +139,15 @@ def test_a_record_that_stays_on_two_pages_is_an_error_since_another_may_be_missi
         read(read_listing(LISTING, False), fake)
 
 
+def test_pages_that_overlap_are_no_matter_where_all_that_are_counted_have_come() -> None:
+    class Overlapping(FakeList):
+        def page(self, request: PageRequest) -> Page:
+            return super().page(request._replace(offset=max(0, request.offset - 1)))
+
+    fake = Overlapping([record(number) for number in range(25)], most=10)
+    assert read(read_listing(LISTING, False), fake) == fake.records
+
+
 @pytest.mark.parametrize("count", ["total", "page", "absent"])
 def test_a_list_that_shrinks_while_it_is_read_is_read_again(count: str) -> None:
     class Shrinking(FakeList):
