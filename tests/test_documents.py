@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, SCRIPT, environment
-from rafay_simulator import small_partner
+from conftest import ROOT, SCRIPT, Run, environment
+from rafay_simulator import Simulator, small_partner
 
 import ncp_metrics
 
@@ -65,6 +66,14 @@ def test_help_has_each_variable_each_flag_and_each_exit_status() -> None:
         assert f"\n  {setting.flag}" in text
     for status, meaning in ncp_metrics.EXIT_STATUSES:
         assert re.search(rf"^  {status} +{re.escape(meaning)}$", text, re.MULTILINE)
+
+
+def test_the_sample_of_the_readme_is_what_the_stand_in_is_billed(run: Run, directory: Path) -> None:
+    sample = README.split("```text\n", 1)[1].split("```", 1)[0]
+    with Simulator() as simulator:
+        result = run("--month=2026-06", simulator=simulator, now="2026-07-01T06:00:00Z")
+    shown = result.stdout.replace(str(ROOT / "pricing.csv"), "/srv/billing/pricing.csv")
+    assert shown.replace(str(directory), "/srv/billing") == sample
 
 
 def test_each_flag_is_in_the_readme() -> None:
