@@ -1260,21 +1260,19 @@ def decode_body(body: bytes) -> Any:
 def explain_failure(error: Exception, endpoint: Endpoint) -> Exception:
     """Turn what requests or urllib3 raised into Transient or ApiError, for a person."""
     where = f"{endpoint.url} ({endpoint.url_variable})"
-    cause: BaseException = error
-    while cause.__context__:
-        cause = cause.__context__
+    cause = first_cause(error)
     reason = f"{where}: {getattr(cause, 'strerror', None) or cause}"
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return ApiError(
-            f"{where}: its certificate is not trusted: {cause.verify_message}: is that the right "
-            "host? For a private CA, let REQUESTS_CA_BUNDLE name the file with its certificate"
-        )
     if isinstance(cause, socket.timeout):
         if isinstance(error, requests.exceptions.ConnectTimeout):
             return Transient(f"{where}: no connection within {CONNECT_SECONDS:g} s")
         return Transient(f"{where}: no answer within {READ_SECONDS:g} s")
-    if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
-        return ApiError(f"{reason}: is https served there, and is REQUESTS_CA_BUNDLE right?")
+    if isinstance(error, requests.exceptions.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+        if "certificate" in str(cause).lower() or "match" in str(cause):
+            return ApiError(
+                f"{reason}: its certificate is not trusted: is that the right host? For a private "
+                "CA, let REQUESTS_CA_BUNDLE name the file with the CA's certificate"
+            )
+        return ApiError(f"{reason}: is https served there?")
     if isinstance(error, requests.exceptions.ProxyError):
         return Transient(f"{reason}: the proxy failed: check HTTPS_PROXY and NO_PROXY")
     if isinstance(error, requests.exceptions.ContentDecodingError):
@@ -1284,6 +1282,16 @@ def explain_failure(error: Exception, endpoint: Endpoint) -> Exception:
     if isinstance(error, (requests.ConnectionError, urllib3.exceptions.HTTPError)):
         return Transient(reason)
     return ApiError(f"{reason}: check that URL, HTTPS_PROXY and REQUESTS_CA_BUNDLE")
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return what an exception began with."""
+    while True:
+        hidden = error.__cause__ is None and error.__suppress_context__
+        earlier = None if hidden else error.__cause__ or error.__context__
+        if earlier is None:
+            return error
+        error = earlier
 
 
 def redirect_target(response: requests.Response, endpoint: Endpoint) -> str:
