@@ -1190,7 +1190,7 @@ class Client:
                     body = read_body(response)
             except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
                 raise explain_failure(error, endpoint) from None
-            if "location" not in response.headers or not 300 <= response.status_code < 400:
+            if not response.is_redirect:
                 check_status(response, body, endpoint)
                 return decode_body(body)
             url, query = redirect_target(response, endpoint), {}
