@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import argparse
 import csv
 import decimal
+import gc
 import hashlib
 import io
 import json
@@ -1408,9 +1409,12 @@ def collect(rows: dict[Any, Any], page: Page, listing: Listing) -> list[Any]:
     """
     on_page: dict[Any, Any] = {}
     for row in page.rows:
-        if on_page.setdefault(row.key, row) != row or rows.get(row.key, row) != row:
+        if on_page.setdefault(row.key, row) != row:
             raise Unsettled(f"{listing}: {row} is listed twice, with different content")
     repeated = [row for key, row in on_page.items() if key in rows]
+    for row in repeated:
+        if rows[row.key] != row:
+            raise Unsettled(f"{listing}: {row} is listed twice, with different content")
     if page.rows and len(repeated) == len(on_page):
         raise Unsettled(
             f"{listing}: a page holds nothing new: it seems that the API ignores offset"
@@ -1907,10 +1911,9 @@ class Total:
         if line.amount is not None:
             self.amount = EXACT.add(self.amount, line.amount)
 
-    def cells(self) -> tuple[str, ...]:
-        """Return what the summary says of it, thousands set apart."""
-        instances, records = len(self.instances), self.records
-        return f"{instances:,}", f"{records:,}", f"{self.hours:,f}", f"{self.amount:,f}"
+    def figures(self) -> tuple[Decimal, ...]:
+        """Return instances, records, hours and amount."""
+        return Decimal(len(self.instances)), Decimal(self.records), self.hours, self.amount
 
 
 def totals_by(
@@ -1952,10 +1955,11 @@ def describe_unused(book: PriceBook, usage: Iterable[Usage]) -> list[str]:
     """Return a sentence for each price whose profile, or dimension of it, nothing used."""
     used: set[Thing] = set()
     for each in usage:
-        for record in each.records:
-            profile = record.profile.strip()
-            used.add((profile, INSTANCE))
-            used.update((profile, name) for name, _ in record.quantities)
+        profiles = {record.profile for record in each.records}
+        used.update((profile.strip(), INSTANCE) for profile in profiles)
+        if book.dimensions:
+            for record in each.records:
+                used.update((record.profile.strip(), name) for name, _ in record.quantities)
     return [
         f"{book.path}: line {price.line}: nothing used {price.dimension} of {price.profile}"
         for price in sorted(book.prices)
@@ -1985,14 +1989,17 @@ def summarize(usage: Sequence[Usage], lines: Sequence[Line], settings: Settings)
     """Return the table of the summary: organizations with usage, the total, those without."""
     organizations = list(dict.fromkeys(each.organization for each in usage))
     by_id = totals_by(lambda line: line.usage.organization.id, lines, settings.currency)
-    everything = totals_by(lambda line: "", lines, settings.currency)[""]
+    nothing = Total(settings.currency).figures()
+    figures = [nothing, *(total.figures() for total in by_id.values())]
+    everything = [reduce(EXACT.add, column) for column in zip(*figures)]
     rows: list[tuple[str, ...]] = [
         ("Organization", "Instances", "Records", "Hours", f"Amount ({settings.currency})")
     ]
     for each in organizations:
         if each.id in by_id:
-            rows.append((cut_short(printable(str(each)), 60), *by_id[each.id].cells()))
-    rows.append(("Total", *everything.cells()))
+            name = cut_short(printable(str(each)), 60)
+            rows.append((name, *(f"{figure:,f}" for figure in by_id[each.id].figures())))
+    rows.append(("Total", *(f"{figure:,f}" for figure in everything)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     without = len(organizations) - len(by_id)
     return [
@@ -2190,6 +2197,7 @@ def main(
     screen = Screen(environ.get(name, "") for name in ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY"))
     try:
         listen_to_signals()
+        gc.set_threshold(100_000)  # records hold no cycles: seldom look for them
         try:
             now = clock()
             settings, book = read_inputs(argv, environ, now, screen)

@@ -132,6 +132,24 @@ def test_the_shipped_price_book_prices_every_profile_of_the_stand_in() -> None:
     assert {record["profile_name"] for record in records} == profiles
 
 
+@pytest.mark.parametrize(
+    ("words", "constant"),
+    [
+        ("is tried up to {} times", ncp_metrics.ATTEMPTS),
+        ("waits {:.0f} s for the connection", ncp_metrics.CONNECT_SECONDS),
+        ("{:.0f} s for each piece", ncp_metrics.READ_SECONDS),
+        ("next one come {} s, then twice as long", ncp_metrics.BACKOFF_SECONDS),
+        ("`Retry-After` says, {:.0f} s at most", ncp_metrics.RETRY_AFTER_SECONDS),
+        ("An answer is {} MiB at most", ncp_metrics.MAX_ANSWER_BYTES / 2**20),
+        ("has {:,} pages at most", ncp_metrics.MAX_PAGES),
+        ("nothing at all is answered for {:.0f} s ends", ncp_metrics.SILENCE_SECONDS),
+    ],
+)
+def test_the_readme_has_the_bounds_of_the_script(words: str, constant: float) -> None:
+    number = int(constant) if constant == int(constant) else constant
+    assert words.format(number) in " ".join(README.split())
+
+
 NOT_OURS = ("HTTP 404", "HTTP 429", "HTTP 503", "Name or service not known", "Connection refused")
 MESSAGES = [
     message

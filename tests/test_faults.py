@@ -344,6 +344,7 @@ def test_a_redirect_on_the_same_host_is_followed_with_the_key(run: Run) -> None:
         "http://127.0.0.2:{port}\\@127.0.0.1:{port}/x",
         "http://127.0.0.1:{port}@127.0.0.2:{port}/x",
         "http://127.0.0.2:{port}/x",
+        "http://126.0.0.1:{port}/x",
         "http://localhost:{port}/x",
         "https://127.0.0.1:{port}/x",
         "http://127.0.0.1:1/x",
