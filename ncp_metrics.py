@@ -1665,13 +1665,17 @@ def differences(
     usage: Sequence[Usage], whole: Sequence[Record]
 ) -> dict[tuple[str, str], Difference]:
     """Return, by key, the instances that are missing, or billed otherwise, in one of both."""
+
+    def billed(record: Record) -> tuple[object, ...]:
+        return record.profile, record.hours, record.quantities
+
     own = {record.key: record for each in usage for record in each.records}
     others = {record.key: record for record in whole}
     pairs = ((key, own.get(key), others.get(key)) for key in {**own, **others})
     return {
         key: (mine, other)
         for key, mine, other in pairs
-        if not mine or not other or (mine.profile, mine.hours) != (other.profile, other.hours)
+        if not mine or not other or billed(mine) != billed(other)
     }
 
 

@@ -27,6 +27,7 @@ from ncp_metrics import (
     choose_organizations,
     describe_unpriced,
     describe_unused,
+    differences,
     parse_record,
     read_price_book,
     resolve_contracts,
@@ -728,3 +729,13 @@ def test_usage_of_a_profile_with_spaces_uses_its_price(path: Path) -> None:
     usage = [usage_of(record(book, profile=" vm "))]
     assert [line.rate for line in bill(usage, book, "USD")] == [1]
     assert describe_unused(book, usage) == []
+
+
+# Reconciliation
+
+
+def test_another_quantity_that_is_billed_is_a_difference(path: Path) -> None:
+    book = book_of(path, "vm,,,,,1", "vm,,,,cpu,1")
+    own, other = (record(book, quantity("cpu", text)) for text in ("96.00h", "95.00h"))
+    assert differences([usage_of(own)], [other]) == {own.key: (own, other)}
+    assert differences([usage_of(own)], [own]) == {}
