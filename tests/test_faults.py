@@ -348,6 +348,7 @@ def test_a_redirect_on_the_same_host_is_followed_with_the_key(run: Run) -> None:
         "http://localhost:{port}/x",
         "https://127.0.0.1:{port}/x",
         "http://127.0.0.1:1/x",
+        "http://127.0.0.1:65535/x",
         "//example.invalid/x",
         "ftp://127.0.0.1/x",
         "mailto:x",
