@@ -1,25 +1,83 @@
-"""What the tests share: the program run as a command, in a directory of its own."""
+"""What the tests share: the program run in the test process, or as a process of its own."""
 
 from __future__ import annotations
 
+import csv
+import gc
+import io
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Optional
 
 import pytest
-from example import NOW, RAW, SORTED
-from rafay_simulator import Simulator
+from example import NOW, PRICES, RAW, SMALL, SORTED
+from rafay_simulator import Behaviour, FaultPlan, Partner, Request, Simulator
+
+import ncp_metrics
 
 sys.dont_write_bytecode = True  # no __pycache__ beside the script
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "ncp_metrics.py"
-# Fault tests wait as the program does, only shorter.
-QUICK = ("BACKOFF_SECONDS=0.01", "RETRY_AFTER_SECONDS=0.05")
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+# The program waits as it always does, only shorter.
+QUICK = {
+    "CONNECT_SECONDS": 5.0,
+    "READ_SECONDS": 10.0,
+    "BACKOFF_SECONDS": 0.002,
+    "RETRY_AFTER_SECONDS": 0.02,
+    "SILENCE_SECONDS": 20.0,
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run left behind, and what it asked the stand-in for."""
+
+    status: int
+    stdout: str
+    stderr: str
+    files: dict[str, str]
+    requests: list[Request]
+
+    @property
+    def raw(self) -> str:
+        """The text of the raw file, of a run at NOW."""
+        return self.files[RAW]
+
+    @property
+    def sorted(self) -> str:
+        """The text of the sorted file, of a run at NOW."""
+        return self.files[SORTED]
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The lines of the raw file, of a run at NOW."""
+        return list(csv.DictReader(io.StringIO(self.raw, newline="")))
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of stderr that are errors, without their beginning."""
+        begin = "ncp_metrics: error: "
+        lines = self.stderr.splitlines()
+        return [line[len(begin) :] for line in lines if line.startswith(begin)]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The lines of stderr that are warnings, without their beginning."""
+        begin = "ncp_metrics: warning: "
+        lines = self.stderr.splitlines()
+        return [line[len(begin) :] for line in lines if line.startswith(begin)]
+
+
+Run = Callable[..., Result]
 
 
 def environment(settings: Mapping[str, str], *, measured: bool = True) -> dict[str, str]:
@@ -32,42 +90,33 @@ def environment(settings: Mapping[str, str], *, measured: bool = True) -> dict[s
     return {**kept, "HOME": "/nonexistent", "LANG": "C.UTF-8", **settings}
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one run left behind."""
-
-    status: int
-    stdout: str
-    stderr: str
-    files: dict[str, str]
-
-    @property
-    def raw(self) -> str:
-        """The text of the raw file, of a run at NOW."""
-        return self.files[RAW]
-
-    @property
-    def sorted(self) -> str:
-        """The text of the sorted file, of a run at NOW."""
-        return self.files[SORTED]
-
-
-Run = Callable[..., Result]
-
-
-def command(*flags: str, constants: tuple[str, ...] = QUICK, now: str = NOW) -> list[str]:
+def command(
+    *flags: str, constants: Optional[Mapping[str, float]] = None, now: str = NOW
+) -> list[str]:
     """Return the command line of a run at a time, with constants of the module changed."""
-    return [sys.executable, str(ROOT / "tests/driver.py"), now, *constants, "--", *flags]
+    changed = [f"{name}={value}" for name, value in {**QUICK, **(constants or {})}.items()]
+    return [sys.executable, str(ROOT / "tests/driver.py"), now, *changed, "--", *flags]
 
 
 @pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """Give the tests their signals back: the program takes them."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
+def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give each test the same environment, and the tests their signals back."""
+    for name in os.environ:
+        if name.lower().endswith("_proxy") or name in ("NETRC", "REQUESTS_CA_BUNDLE", "TZ"):
+            monkeypatch.delenv(name)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    threshold = gc.get_threshold()
     yield
-    for number, handler in zip(numbers, handlers):
+    gc.set_threshold(*threshold)
+    for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> Iterator[Simulator]:
+    """Start the stand-in that serves all tests of a process; `run` resets it."""
+    with Simulator() as simulator:
+        yield simulator
 
 
 @pytest.fixture
@@ -78,35 +127,109 @@ def directory(tmp_path: Path) -> Path:
     return path
 
 
+def contents(directory: Path) -> dict[str, str]:
+    """Return the text of each file in a directory."""
+    return {path.name: path.read_bytes().decode() for path in sorted(directory.iterdir())}
+
+
+Prepare = Callable[..., dict[str, str]]
+
+
 @pytest.fixture
-def run(tmp_path: Path, directory: Path) -> Run:
-    """Run the program in the empty directory, with a price book, against a simulator or none."""
+def prepare(stand_in: Simulator, tmp_path: Path) -> Prepare:
+    """Reset the stand-in, write the price book, and return the settings of a run."""
+
+    def prepare(
+        partner: Partner | None = SMALL,
+        behaviour: Behaviour | None = None,
+        fault: FaultPlan | None = None,
+        latency: float = 0.0,
+        prices: str | bytes | None = PRICES,
+        **settings: str,
+    ) -> dict[str, str]:
+        stand_in.reset(partner, behaviour, fault=fault, latency=latency)
+        environ = dict(stand_in.environ)
+        if prices is not None:
+            book = tmp_path / "prices.csv"
+            book.write_bytes(prices if isinstance(prices, bytes) else prices.encode())
+            environ["PRICING_FILE"] = str(book)
+        return {**environ, **settings}
+
+    return prepare
+
+
+@pytest.fixture
+def run(
+    stand_in: Simulator,
+    prepare: Prepare,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Run `main` in this process, in the empty directory, against the stand-in.
+
+    Keywords: `partner`, `behaviour`, `fault`, `latency` of the stand-in; `prices`, the text of
+    the price book, None for the shipped one; `constants` of the module; `now`; all others are
+    settings in the environment.
+    """
 
     def run(
         *flags: str,
-        simulator: Simulator | None = None,
-        prices: str | None = None,
-        constants: tuple[str, ...] = QUICK,
+        constants: Mapping[str, float] | None = None,
         now: str = NOW,
-        timeout: float = 60,
-        **settings: str,
+        **more: object,
     ) -> Result:
-        environ = {**(simulator.environ if simulator else {}), **settings}
-        if prices is not None:
-            (tmp_path / "prices.csv").write_text(prices, encoding="utf-8")
-            environ["PRICING_FILE"] = str(tmp_path / "prices.csv")
-        done = subprocess.run(
-            command(*flags, constants=constants, now=now),
-            cwd=directory,
-            env=environment(environ),
-            capture_output=True,
-            encoding="utf-8",
-            timeout=timeout,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        names = sorted(path.name for path in directory.iterdir())
-        files = {name: (directory / name).read_bytes().decode() for name in names}
-        return Result(done.returncode, done.stdout, done.stderr, files)
+        environ = prepare(**more)
+        monkeypatch.chdir(directory)
+        for name, value in {**QUICK, **(constants or {})}.items():
+            monkeypatch.setattr(ncp_metrics, name, value)
+        before = set(threading.enumerate())
+        capsys.readouterr()
+        moment = datetime.fromisoformat(now.replace("Z", "+00:00"))
+        try:
+            status = ncp_metrics.main(flags, environ, lambda: moment)
+        except SystemExit as end:  # --help, --version
+            status = int(end.code or 0)
+        stand_in.release()
+        stdout, stderr = capsys.readouterr()
+        requests = list(stand_in.requests)
+        for thread in set(threading.enumerate()) - before:
+            if "process_request_thread" not in thread.name:  # not those of the stand-in
+                thread.join(5)
+        return Result(status, stdout, stderr, contents(directory), requests)
 
     return run
+
+
+@pytest.fixture
+def run_process(stand_in: Simulator, prepare: Prepare, directory: Path) -> Run:
+    """Run the program as a process; keywords as for `run`.
+
+    `wrapper` is put in front of the command; settings that are not the program's own, such as
+    HTTPS_PROXY or LC_ALL, are passed in the same way.
+    """
+
+    def run_process(
+        *flags: str,
+        constants: Mapping[str, float] | None = None,
+        now: str = NOW,
+        wrapper: Sequence[str] = (),
+        measured: bool = True,
+        **more: object,
+    ) -> Result:
+        environ = prepare(**more)
+        done = subprocess.run(
+            [*wrapper, *command(*flags, constants=constants, now=now)],
+            cwd=directory,
+            env=environment(environ, measured=measured),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=50,
+            check=False,
+        )
+        stand_in.release()
+        assert "Traceback" not in done.stderr, done.stderr
+        requests = list(stand_in.requests)
+        return Result(done.returncode, done.stdout, done.stderr, contents(directory), requests)
+
+    return run_process

@@ -395,18 +395,34 @@ class Simulator:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """Serve the small partner and behave plainly, unless told otherwise."""
+        self.tls = tls
+        self.closing = threading.Event()
+        self._in_flight = 0
+        self._lock = threading.Lock()
+        self.reset(partner, behaviour, fault=fault, latency=latency)
+
+    def reset(
+        self,
+        partner: Partner | None = None,
+        behaviour: Behaviour | None = None,
+        *,
+        fault: FaultPlan | None = None,
+        latency: float = 0.0,
+    ) -> None:
+        """Serve as if it had just been started with these."""
         self.partner = partner or small_partner()
         self.behaviour = behaviour or Behaviour()
         self.fault = fault
         self.latency = latency
-        self.tls = tls
         self.requests: list[Request] = []  # every one, in order of arrival
         self.peak = 0  # most requests in flight at once
-        self.closing = threading.Event()
         self._replies: dict[tuple[str, ...], Reply] = {}
         self._wires: dict[int, bytes] = {}
-        self._in_flight = 0
-        self._lock = threading.Lock()
+
+    def release(self) -> None:
+        """End what is stalled."""
+        self.closing.set()
+        self.closing = threading.Event()
 
     def __enter__(self) -> Simulator:
         """Start to serve."""
