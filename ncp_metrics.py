@@ -18,7 +18,8 @@ import signal
 
 if __name__ == "__main__":
     # The imports take a moment: until `main` listens, Ctrl-C ends the process without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import csv
@@ -69,6 +70,7 @@ ATTEMPTS = 6
 BACKOFF_SECONDS = 0.5  # before the second attempt, doubled before each further one
 RETRY_AFTER_SECONDS = 30.0  # the longest that a Retry-After is obeyed
 SILENCE_SECONDS = 900.0  # without an answer to any request, whatever the server does
+STEP_SECONDS = 0.5  # the longest wait in one go: a signal is handled in between at the latest
 MAX_REDIRECTS = 5
 MAX_ANSWER_BYTES = 64 * 2**20
 MAX_PAGES = 10_000  # of one list
@@ -139,17 +141,40 @@ class Transient(Exception):
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM came before the files were published."""
+    """A signal ends the run."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.signal_number = signal_number
 
 
-def ignore_signals() -> None:
-    """Let no signal stop what must be finished now, such as cleaning up, up to the very end."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+STOPPING_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+def handle_signals(handler: Callable[[int, object], None]) -> None:
+    """Handle the signals that stop a run, except those ignored from the start, as by nohup."""
+    for each in STOPPING_SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, handler)
+
+
+def heed_signals() -> None:
+    """Let the next signal raise Stopped, and further ones change nothing."""
+
+    def stop(number: int, _frame: object) -> None:
+        disregard_signals()
+        raise Stopped(number)
+
+    handle_signals(stop)
+
+
+def disregard_signals() -> None:
+    """Let no signal stop what must be finished now, such as cleaning up.
+
+    A handler that does nothing: with SIG_IGN, a second signal that has come already makes Python
+    print a traceback.
+    """
+    handle_signals(lambda _number, _frame: None)
 
 
 class Period(NamedTuple):
@@ -276,7 +301,7 @@ EXIT_STATUSES = (
     ("1", "failed (network, API, disk): no file written"),
     ("2", "settings, flags or price book wrong: nothing asked, nothing written"),
     ("3", "both files written, but usage above 0 hours has no price"),
-    ("130, 143", "interrupted, terminated: no file written"),
+    ("129, 130, 143", "stopped by SIGHUP, SIGINT, SIGTERM: no file written"),
 )
 
 
@@ -323,7 +348,7 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         epilog="environment (a flag of the same meaning wins; blank counts as unset):\n"
         + "".join(f"  {s.variable:<22} {s.meaning} ({d})\n" for s, d in zip(SETTINGS, defaults))
         + "\nexit status:\n"
-        + "".join(f"  {status:<9} {meaning}\n" for status, meaning in EXIT_STATUSES),
+        + "".join(f"  {status:<13} {meaning}\n" for status, meaning in EXIT_STATUSES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -1498,14 +1523,21 @@ class Pool:
     def _next_answer(
         self, waiting: Mapping[int, Mapping[int, PageRequest]]
     ) -> tuple[int, int, Page]:
-        try:
-            index, place, answer = self.answered.get(timeout=SILENCE_SECONDS)
-        except queue.Empty:
+        deadline = time.monotonic() + SILENCE_SECONDS
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                # In steps: a signal that comes just before a wait is handled only after it.
+                index, place, answer = self.answered.get(timeout=max(0, min(left, STEP_SECONDS)))
+                break
+            except queue.Empty:
+                if left > 0:
+                    continue
             request = next(request for each in waiting.values() for request in each.values())
             raise ApiError(
                 f"{request.listing}: the API has answered nothing for {SILENCE_SECONDS:g} s: "
                 "run it again later"
-            ) from None
+            )
         if isinstance(answer, Exception):
             raise answer
         return index, place, answer
@@ -1843,7 +1875,7 @@ def file_names(now: datetime) -> tuple[str, str]:
 def write_files(lines: Sequence[Line], currency: str, directory: Path, now: datetime) -> list[Path]:
     """Write the raw and the sorted file, or neither; return their paths; raises OutputError.
 
-    Signals are ignored from the moment that the files appear.
+    Signals are disregarded from the moment that the files appear.
     """
     scratch = directory / f".ncp-metrics-{random.getrandbits(64):016x}"
     try:
@@ -1851,13 +1883,13 @@ def write_files(lines: Sequence[Line], currency: str, directory: Path, now: date
         written = [scratch / "raw", scratch / "sorted"]
         write_csv(written[0], lines, currency)
         write_csv(written[1], sort_lines(lines), currency)
-        ignore_signals()
+        disregard_signals()
         return publish(written, directory, now)
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"cannot write to {directory}: {reason}: no file was written") from None
     finally:
-        ignore_signals()
+        disregard_signals()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -2107,23 +2139,14 @@ class Screen:
         try:
             stream.write(text)
             stream.flush()
-        except OSError:
-            # What is left in the buffer must not fail again when Python ends.
+        except (OSError, Stopped) as error:
+            # What is left in the buffer must neither fail nor wait again when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if isinstance(error, Stopped):
+                raise
 
 
 # The run
-
-
-def listen_to_signals() -> None:
-    """Let the first SIGINT or SIGTERM raise Stopped."""
-
-    def stop(number: int, _frame: object) -> None:
-        ignore_signals()
-        raise Stopped(number)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stop)
 
 
 def read_inputs(
@@ -2199,8 +2222,9 @@ def main(
 ) -> int:
     """Run the command; return its exit status."""
     screen = Screen(environ.get(name, "") for name in ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY"))
+    status: int | None = None
     try:
-        listen_to_signals()
+        heed_signals()
         gc.set_threshold(100_000)  # records hold no cycles: seldom look for them
         try:
             now = clock()
@@ -2216,18 +2240,26 @@ def main(
             screen.warn(*describe_doubts(settings, usage), *unbilled)
             summary = summarize(usage, lines, settings)
             paths = write_files(lines, settings.currency, settings.output_dir, now)
+            status = 3 if any(total.hours for total in unpriced.values()) else 0
+            heed_signals()
             screen.say(*summary, *(f"Not billed: {text}" for text in unbilled), *notes)
             screen.say(*describe_run(settings, book))
             screen.say(*(f"{name} file: {path.absolute()}" for name, path in zip(FILES, paths)))
-            return 3 if any(total.hours for total in unpriced.values()) else 0
+            return status
         except Failure as failure:
             screen.error(*failure.problems)
             return failure.status
     except Stopped as stopped:
+        if status is not None:
+            return status
         name = signal.Signals(stopped.signal_number).name
         screen.error(f"stopped by {name}: no file was written; run it again")
         return 128 + stopped.signal_number
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    exit_status = main()
+    # From here on Python would give each signal its default action back.
+    for stopping in STOPPING_SIGNALS:
+        signal.signal(stopping, signal.SIG_IGN)
+    raise SystemExit(exit_status)
