@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Optional
 
 import pytest
 from example import NOW, PRICES, RAW, SMALL, SORTED
@@ -90,9 +89,7 @@ def environment(settings: Mapping[str, str], *, measured: bool = True) -> dict[s
     return {**kept, "HOME": "/nonexistent", "LANG": "C.UTF-8", **settings}
 
 
-def command(
-    *flags: str, constants: Optional[Mapping[str, float]] = None, now: str = NOW
-) -> list[str]:
+def command(*flags: str, constants: Mapping[str, float] | None = None, now: str = NOW) -> list[str]:
     """Return the command line of a run at a time, with constants of the module changed."""
     changed = [f"{name}={value}" for name, value in {**QUICK, **(constants or {})}.items()]
     return [sys.executable, str(ROOT / "tests/driver.py"), now, *changed, "--", *flags]
@@ -180,22 +177,23 @@ def run(
         **more: object,
     ) -> Result:
         environ = prepare(**more)
-        monkeypatch.chdir(directory)
-        for name, value in {**QUICK, **(constants or {})}.items():
-            monkeypatch.setattr(ncp_metrics, name, value)
         before = set(threading.enumerate())
         capsys.readouterr()
         moment = datetime.fromisoformat(now.replace("Z", "+00:00"))
-        try:
-            status = ncp_metrics.main(flags, environ, lambda: moment)
-        except SystemExit as end:  # --help, --version
-            status = int(end.code or 0)
-        stand_in.release()
-        stdout, stderr = capsys.readouterr()
-        requests = list(stand_in.requests)
-        for thread in set(threading.enumerate()) - before:
-            if "process_request_thread" not in thread.name:  # not those of the stand-in
-                thread.join(5)
+        with monkeypatch.context() as changed:
+            changed.chdir(directory)
+            for name, value in {**QUICK, **(constants or {})}.items():
+                changed.setattr(ncp_metrics, name, value)
+            try:
+                status = ncp_metrics.main(flags, environ, lambda: moment)
+            except SystemExit as end:  # --help, --version
+                status = int(end.code or 0)
+            stand_in.release()
+            stdout, stderr = capsys.readouterr()
+            requests = list(stand_in.requests)
+            for thread in set(threading.enumerate()) - before:
+                if "process_request_thread" not in thread.name and thread.is_alive():
+                    thread.join(5)  # a thread of the program, not of the stand-in
         return Result(status, stdout, stderr, contents(directory), requests)
 
     return run

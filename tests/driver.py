@@ -4,6 +4,7 @@ Whole-file comparisons need a clock that stands still, and fault tests cannot wa
 time-outs; the constants are numbers of the module, such as BACKOFF_SECONDS=0.01.
 """
 
+import signal
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,4 +20,7 @@ if __name__ == "__main__":
         name, _, value = constant.partition("=")
         assert hasattr(ncp_metrics, name), name
         setattr(ncp_metrics, name, float(value) if "." in value else int(value))
-    raise SystemExit(ncp_metrics.main(sys.argv[sys.argv.index("--") + 1 :], clock=lambda: now))
+    status = ncp_metrics.main(sys.argv[sys.argv.index("--") + 1 :], clock=lambda: now)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # as the script does: Python ends undisturbed
+    raise SystemExit(status)

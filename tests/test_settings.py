@@ -1,460 +1,228 @@
-"""What a run can be told, and how it says that it was told something wrong."""
+"""Settings: where each comes from, its default, which values are valid; and every other flag."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
-from decimal import Decimal
+import re
 from pathlib import Path
+from zoneinfo import available_timezones
 
 import iso4217
 import pytest
-from dateutil.tz import gettz
+from conftest import ROOT, Result, Run
+from example import FILES, usage
+from rafay_simulator import Partner, Simulator, fixed, organization
 
-import ncp_metrics
-from ncp_metrics import (
-    MINOR_UNITS,
-    Period,
-    Settings,
-    check_api_key,
-    check_console_url,
-    check_currency,
-    read_settings,
-    whole_number,
-)
-
-REQUIRED = {
-    "RAFAY_CONSOLE_URL": "rafay.acme.com",
-    "RAFAY_DEFAULT_API_KEY": "ra2.default.key",
-    "PARTNER_API_KEY": "ra2.partner.key",
+KEYS = ["RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY"]
+REQUIRED = ["RAFAY_CONSOLE_URL", *KEYS]
+SETTINGS = [  # variable, flag, value, what the summary then shows, what it shows by default
+    ("DAYS", "--days", "7", "2026-06-24T00:00:00Z to", "2026-06-01T00:00:00Z to"),
+    ("BILLING_MONTH", "--month", "2026-05", "2026-05-01T00:00:00Z to", "2026-06-01T00:00:00Z to"),
+    ("TIMEZONE", "--timezone", "Asia/Tokyo", "Asia/Tokyo", "UTC"),
+    ("CURRENCY", "--currency", "EUR", "EUR", "USD"),
+    ("PRICING_FILE", "--pricing", "../prices.csv", "/prices.csv", f"{ROOT}/pricing.csv"),
+    ("OUTPUT_DIR", "--output-dir", "../other", "/other/ncp-metrics", "/out/ncp-metrics"),
+]
+OPTIONAL = [each[0] for each in SETTINGS] + ["WORKERS", "RECONCILE", "RAFAY_OPS_CONSOLE_URL"]
+FLAGS = [each[1] for each in SETTINGS] + "--from --to --no-reconcile --org --check --quiet".split()
+ALL = [*REQUIRED, *OPTIONAL, *FLAGS]
+VALID = {
+    "DAYS": ["1", "3650"],
+    "WORKERS": ["1", "32"],
+    "RECONCILE": ["0", "1"],
+    "PARTNER_API_KEY": ["".join(map(chr, range(ord("!"), ord("~") + 1)))],
+    "RAFAY_CONSOLE_URL": [
+        *"acme.com acme.com/ acme.com:8443 rafay:8443 192.0.2.7 [2001:db8::7]:8443".split(),
+        *"https://acme.com https://acme.com:65535/ HTTPS://acme.com http://localhost".split(),
+        *"http://LOCALHOST:8080 http://127.9.9.9 http://127.0.0.1:8080/ http://[::1]:8080".split(),
+    ],
 }
-NOW = datetime(2026, 7, 1, 10, 20, 46, tzinfo=timezone.utc)
-
-
-def last_days(days: int) -> Period:
-    """Return the last so many days up to NOW."""
-    return Period(NOW - timedelta(days=days), NOW)
-
-
-def read_right(flags: Mapping[str, str] | None = None, /, **environ: str) -> Settings:
-    """Read settings of which nothing is wrong, the required ones among them."""
-    settings, problems = read_settings(flags or {}, {**REQUIRED, **environ}, NOW)
-    assert problems == []
-    return settings
-
-
-def read_wrong(flags: Mapping[str, str] | None = None, /, **environ: str) -> list[str]:
-    """Return what is wrong with settings, the required ones among them."""
-    _, problems = read_settings(flags or {}, {**REQUIRED, **environ}, NOW)
-    return problems
-
-
-# Where a setting comes from
-
-
-def test_three_variables_suffice_and_the_rest_has_defaults() -> None:
-    settings = read_right()
-    assert settings == Settings(
-        console_url="https://rafay.acme.com",
-        ops_console_url="https://rafay.acme.com",
-        default_api_key="ra2.default.key",
-        partner_api_key="ra2.partner.key",
-        period=last_days(30),
-        provisional=False,
-        timezone=gettz("UTC") or timezone.utc,
-        timezone_name="UTC",
-        currency="USD",
-        pricing_file=Path(ncp_metrics.__file__).parent / "pricing.csv",
-        output_dir=Path("."),
-        workers=8,
-        reconciling=True,
-        wanted=(),
-        checking=False,
-    )
-
-
-def test_each_variable_of_the_environment_is_read(tmp_path: Path) -> None:
-    settings = read_right(
-        RAFAY_OPS_CONSOLE_URL="https://ops.acme.com",
-        DAYS="7",
-        TIMEZONE="Asia/Tokyo",
-        CURRENCY="EUR",
-        PRICING_FILE="/etc/ncp/prices.csv",
-        OUTPUT_DIR=str(tmp_path),
-        WORKERS="3",
-        RECONCILE="0",
-    )
-    assert settings == Settings(
-        console_url="https://rafay.acme.com",
-        ops_console_url="https://ops.acme.com",
-        default_api_key="ra2.default.key",
-        partner_api_key="ra2.partner.key",
-        period=last_days(7),
-        provisional=False,
-        timezone=gettz("Asia/Tokyo") or timezone.utc,
-        timezone_name="Asia/Tokyo",
-        currency="EUR",
-        pricing_file=Path("/etc/ncp/prices.csv"),
-        output_dir=tmp_path,
-        workers=3,
-        reconciling=False,
-        wanted=(),
-        checking=False,
-    )
-
-
-def test_a_flag_wins_over_the_environment(tmp_path: Path) -> None:
-    settings = read_right(
-        {
-            "DAYS": "7",
-            "CURRENCY": "JPY",
-            "PRICING_FILE": "flag.csv",
-            "OUTPUT_DIR": str(tmp_path),
-        },
-        DAYS="8",
-        CURRENCY="EUR",
-        PRICING_FILE="environment.csv",
-        OUTPUT_DIR="/nonexistent",
-    )
-    assert (settings.period, settings.currency) == (last_days(7), "JPY")
-    assert (settings.pricing_file, settings.output_dir) == (Path("flag.csv"), tmp_path)
-
-
-def test_a_flag_wins_over_a_variable_that_is_wrong() -> None:
-    assert read_right({"DAYS": "7"}, DAYS="a week").period == last_days(7)
-
-
-@pytest.mark.parametrize("blank", ["", " ", "\t\n"], ids=repr)
-def test_a_blank_variable_is_unset(blank: str) -> None:
-    optional = ("RAFAY_OPS_CONSOLE_URL", "DAYS", "CURRENCY", "PRICING_FILE", "OUTPUT_DIR")
-    assert read_right(**dict.fromkeys((*optional, "WORKERS"), blank)) == read_right()
-
-
-@pytest.mark.parametrize("blank", ["", " ", None], ids=repr)
-def test_a_blank_flag_leaves_the_environment_to_speak(blank: str | None) -> None:
-    settings, _ = read_settings({"CURRENCY": blank}, {**REQUIRED, "CURRENCY": "EUR"}, NOW)
-    assert settings.currency == "EUR"
-
-
-def test_a_value_is_trimmed() -> None:
-    settings = read_right({"DAYS": " 7 "}, PARTNER_API_KEY=" key\n", CURRENCY="EUR ")
-    assert settings.period == last_days(7)
-    assert (settings.partner_api_key, settings.currency) == ("key", "EUR")
-
-
-@pytest.mark.parametrize("blank", [None, "", " "], ids=["absent", "empty", "space"])
-@pytest.mark.parametrize("variable", REQUIRED)
-def test_a_required_variable_that_is_not_set_is_named(variable: str, blank: str | None) -> None:
-    environ = {**REQUIRED, variable: blank}
-    given = {name: value for name, value in environ.items() if value is not None}
-    _, problems = read_settings({}, given, NOW)
-    assert [problem.partition(":")[0] for problem in problems] == [f"{variable} is not set"]
-
-
-# What is wrong with it
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "problem"),
-    [
-        ("DAYS", "0", "'0' is not a whole number from 1 to 3650"),
-        ("DAYS", "3651", "'3651' is not a whole number from 1 to 3650"),
-        ("WORKERS", "0", "'0' is not a whole number from 1 to 32"),
-        ("WORKERS", "33", "'33' is not a whole number from 1 to 32"),
-        ("CURRENCY", "EURO", "'EURO' is not an ISO 4217 currency code, such as USD"),
-        (
-            "RAFAY_CONSOLE_URL",
-            "http://rafay.acme.com",
-            "is http:// and would send the API key in clear: use https://",
-        ),
-        (
-            "RAFAY_OPS_CONSOLE_URL",
-            "http://ops.acme.com",
-            "is http:// and would send the API key in clear: use https://",
-        ),
-        (
-            "PARTNER_API_KEY",
-            "two words",
-            "holds a space, a line break or another character that no API key has",
-        ),
-        (
-            "RAFAY_DEFAULT_API_KEY",
-            "two words",
-            "holds a space, a line break or another character that no API key has",
-        ),
+INVALID = {  # the beginning of the error: values of the variable
+    "DAYS: .*3650": [*"0 3651 -7 +7 7.0 7e0 1_0 0x7 seven ٧ ７".split(), "7 7", "9" * 99],
+    "WORKERS: .*32": ["0", "33", "many"],
+    "RECONCILE: .*1": ["2", "yes"],
+    "CURRENCY: .*ISO 4217": "usd US$ $ US USDT EURO XAU XXX 840".split(),
+    "TIMEZONE: .*IANA": [
+        *"utc Europe/berlin Europe Europe/ Europe//Berlin Foo/Bar Z UTC+3 GMT+3 +02:00".split(),
+        *"CEST CET-1CEST,M3.5.0,M10.5.0/3 localtime /etc/localtime ../UTC Europe/../UTC".split(),
     ],
-)
-def test_a_wrong_value_is_reported_with_its_variable(
-    variable: str, value: str, problem: str
-) -> None:
-    assert read_wrong(**{variable: value}) == [f"{variable}: {problem}"]
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "read"),
-    [
-        ("DAYS", "1", last_days(1)),
-        ("DAYS", "3650", last_days(3650)),
-        ("WORKERS", "1", 1),
-        ("WORKERS", "32", 32),
+    "OUTPUT_DIR: .*director": ["none", "../prices.csv", "a" * 300],
+    "RAFAY_DEFAULT_API_KEY: ": ["hunter2 x", "x\nhunter2"],
+    "PARTNER_API_KEY: ": ["hunter2\r\nx", "hunter2\tx", "hunter2é", "hunter2\u200bx", "a\x7f"],
+    "RAFAY_OPS_CONSOLE_URL: .*https://": ["http://acme.com", "ftp://me:hunter2@acme.com"],
+    "RAFAY_CONSOLE_URL: .*https://": [
+        *"http://acme.com HTTP://acme.com http://192.0.2.7 http://0.0.0.0".split(),
+        *"http://[2001:db8::7] http://localhost.acme.com http://127.0.0.1.acme.com".split(),
+        *"ftp://me:hunter2@acme.com file:///etc ://acme.com me:hunter2://acme.com".split(),
     ],
+    "RAFAY_CONSOLE_URL: .*password": "me@acme.com https://me:hunter2@acme.com a@[::1]".split(),
+    "RAFAY_CONSOLE_URL: .*port": "a.com:0 a.com:65536 a.com:99999 [127.0.0.1] [1:2]".split(),
+    "RAFAY_CONSOLE_URL: .*host": [
+        *"https:// https:/// https:acme.com https://https://acme.com https://[hunter2]".split(),
+        *"acme.com/console acme.com// acme.com#a acme..com acme\\com acmé.com 2001:db8::7".split(),
+        *"acme.com: acme.com:https acme.com:٨٤٤٣ acme.com:hunter2 acme.com/?key=hunter2".split(),
+    ],
+}
+UNKNOWN = [*"--mon=last --days --api-key=hunter2 --quiet=hunter2 hunter2".split(), "--key hunter2"]
+ORGANIZATIONS = {"4kd82ma": "Northwind", "p7w3xq9": "Fabrikam", "t2": "FABRIKAM", "x3": "p7w3xq9"}
+TENANTS = Partner(
+    [organization(*each) for each in ORGANIZATIONS.items()],
+    fixed(usage(owner, owner, "gpu", "1h") for owner in ("p7w3xq9", "t2", "4kd82ma", "unlisted")),
 )
-def test_the_bounds_are_allowed(variable: str, value: str, read: object) -> None:
-    settings = read_right(**{variable: value})
-    assert {"DAYS": settings.period, "WORKERS": settings.workers}[variable] == read
 
 
-def test_a_wrong_value_of_a_flag_is_reported_with_the_flag() -> None:
-    assert read_wrong({"CURRENCY": "usd"}, CURRENCY="EUR") == [
-        "--currency: 'usd' is not an ISO 4217 currency code, such as USD"
-    ]
+def assert_errors(result: Result, *patterns: str) -> None:
+    """Assert that the run ended with an error for each pattern, and no other."""
+    assert (result.status, result.stdout, result.files) == (2, "", {})
+    assert len(result.stderr.splitlines()) == len(result.errors) == len(patterns)
+    for pattern in patterns:
+        assert [error for error in result.errors if re.search(pattern, error)], pattern
 
 
-def test_an_output_directory_that_does_not_exist_is_reported(tmp_path: Path) -> None:
-    [problem] = read_wrong(OUTPUT_DIR=str(tmp_path / "none"))
-    assert f"{tmp_path / 'none'} is not a directory" in problem
+@pytest.mark.parametrize("environ", [{}, dict.fromkeys(OPTIONAL, ""), dict.fromkeys(OPTIONAL, " ")])
+def test_an_unset_or_blank_variable_has_its_default(run: Run, environ: dict[str, str]) -> None:
+    result = run(prices=None, **environ)
+    assert [default for *_, default in SETTINGS if default not in result.stdout] == []
 
 
-def test_an_output_directory_that_is_a_file_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    [problem] = read_wrong(OUTPUT_DIR=str(tmp_path / "file"))
-    assert f"{tmp_path / 'file'} is not a directory" in problem
-
-
-def test_an_output_directory_that_cannot_be_written_to_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by_flag", [True, False], ids=["flag", "variable"])
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda each: each[0])
+def test_a_setting_is_its_flag_or_else_its_variable(
+    run: Run, tmp_path: Path, setting: tuple[str, ...], by_flag: bool
 ) -> None:
+    (tmp_path / "other").mkdir()
+    variable, flag, value, shown, _ = setting
+    given, text = (value, "nonsense") if by_flag else ("", value)
+    result = run(f"{flag}= {given} ", **{variable: f" {text}\n"})
+    assert result.status == 0
+    assert shown in result.stdout
+
+
+def test_keys_are_trimmed(run: Run, stand_in: Simulator) -> None:
+    assert run(**{key: f"\t{stand_in.environ[key]} \n" for key in KEYS}).files == FILES
+
+
+@pytest.mark.parametrize("environ", [{}, dict.fromkeys(REQUIRED, ""), dict.fromkeys(REQUIRED, " ")])
+def test_a_required_variable_that_is_unset_or_blank_is_an_error(
+    run: Run, stand_in: Simulator, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    monkeypatch.setattr(stand_in, "environ", {})
+    assert_errors(run(**environ), *REQUIRED)
+
+
+@pytest.mark.parametrize(("variable", "value"), [(k, value) for k in VALID for value in VALID[k]])
+def test_a_valid_value_is_accepted(run: Run, variable: str, value: str) -> None:
+    assert_errors(run(prices="", **{variable: value}), "prices.csv")
+
+
+@pytest.mark.parametrize(("error", "value"), [(k, value) for k in INVALID for value in INVALID[k]])
+def test_an_invalid_value_is_an_error_without_secrets(run: Run, error: str, value: str) -> None:
+    result = run(**{error.partition(":")[0]: value})
+    assert_errors(result, f"^{error}")
+    assert "hunter2" not in result.stderr
+
+
+def test_every_iana_time_zone_is_accepted(run: Run) -> None:
+    for name in available_timezones() - {"localtime"}:
+        assert_errors(run(prices="", TIMEZONE=name), "prices.csv")
+
+
+def test_every_iso_4217_currency_is_accepted_with_its_digits(run: Run, directory: Path) -> None:
+    for currency in iso4217.Currency:
+        if currency.exponent is not None:
+            assert_errors(run(prices="", CURRENCY=currency.code), "prices.csv")
+        if currency.exponent in (0, 3, 4):
+            row = run("--no-reconcile", CURRENCY=currency.code).rows[0]
+            assert len(row["billing_amount"].partition(".")[2]) == currency.exponent, currency
+            for path in directory.iterdir():
+                path.unlink()
+
+
+@pytest.mark.parametrize(("url", "status"), [("HTTP://LOCALHOST:{}/", 0), ("127.0.0.1:{}", 1)])
+def test_the_default_scheme_is_https(run: Run, stand_in: Simulator, url: str, status: int) -> None:
+    result = run(RAFAY_CONSOLE_URL=url.format(stand_in.url.rpartition(":")[2]))
+    assert (result.status, result.files) == (status, {} if status else FILES)
+
+
+def test_an_output_directory_must_be_writable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
-    [problem] = read_wrong(OUTPUT_DIR=str(tmp_path))
-    assert f"{tmp_path} cannot be written to" in problem
+    assert_errors(run(), "^OUTPUT_DIR: .*/out ")
 
 
-def test_all_that_is_wrong_is_reported_at_once() -> None:
-    _, problems = read_settings(
-        {"DAYS": "0", "CURRENCY": "usd"},
-        {
-            "RAFAY_CONSOLE_URL": "http://acme.com",
-            "PARTNER_API_KEY": "a b",
-            "OUTPUT_DIR": "/nonexistent",
-            "WORKERS": "0",
-        },
-        NOW,
-    )
-    assert {problem.replace(":", " ").split()[0] for problem in problems} == {
-        "RAFAY_CONSOLE_URL",
-        "RAFAY_DEFAULT_API_KEY",
-        "PARTNER_API_KEY",
-        "--days",
-        "--currency",
-        "OUTPUT_DIR",
-        "WORKERS",
-    }
+def test_everything_wrong_is_reported_at_once_before_any_request(run: Run) -> None:
+    flags = ["--days=0", "--dayz=1", "--currency=usd", "--timezone=Mars"]
+    wrong = dict.fromkeys([*REQUIRED, "OUTPUT_DIR", "WORKERS", "RECONCILE"], "a b")
+    result = run(*flags, prices="profile,hourly_rate\ngpu,-1\ngpu,x\n", **wrong)
+    named = [flag.partition("=")[0] for flag in flags]
+    assert_errors(result, *named, *wrong, "csv: line 2:", "csv: line 3:")
+    assert result.requests == []
 
 
-# Secrets
+@pytest.mark.parametrize("key", KEYS)
+def test_no_error_shows_a_misplaced_key(run: Run, stand_in: Simulator, key: str) -> None:
+    result = run(**dict.fromkeys(OPTIONAL, stand_in.environ[key]))
+    assert len(result.errors) == len(OPTIONAL) - 1  # a key could be the name of a host
+    assert stand_in.environ[key] not in result.stderr
 
 
-def test_the_repr_of_the_settings_hides_the_keys() -> None:
-    text = repr(read_right(RAFAY_DEFAULT_API_KEY="hunter2", PARTNER_API_KEY="hunter3"))
-    assert "hunter" not in text
+@pytest.mark.parametrize("flags", UNKNOWN)
+def test_an_unknown_flag_is_an_error_without_its_value(run: Run, flags: str) -> None:
+    result = run(*flags.split())
+    assert_errors(result, f"{re.split('=| |hunter2', flags)[0]}.*--help")
+    assert "hunter2" not in result.stderr
 
 
-@pytest.mark.parametrize("variable", ["RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY"])
-@pytest.mark.parametrize("key", ["hunter2 ", "hunter2\tx", "x\nhunter2", "hunter2é"], ids=repr)
-def test_no_problem_shows_a_key(variable: str, key: str) -> None:
-    _, problems = read_settings({"DAYS": "0"}, {variable: key}, NOW)
-    assert "hunter2" not in "".join(problems)
-
-
-@pytest.mark.parametrize("variable", ["RAFAY_CONSOLE_URL", "RAFAY_OPS_CONSOLE_URL"])
 @pytest.mark.parametrize(
-    "url",
+    ("flags", "billed"),
     [
-        "https://admin:hunter2@rafay.acme.com",
-        "http://admin:hunter2@rafay.acme.com",
-        "admin:hunter2@rafay.acme.com",
-        "ftp://admin:hunter2@rafay.acme.com",
-        "admin:hunter2://rafay.acme.com",
-        "https://rafay.acme.com:hunter2",
-        "https://rafay.acme.com/?key=hunter2",
-        "https://[hunter2]",
+        *(("--org=t2 --org=nORTHWIND", "4kd82ma t2"), ("--org=p7w3xq9", "p7w3xq9")),
+        ("--org=Northwind --org=4kd82ma", "4kd82ma"),
     ],
 )
-def test_no_problem_shows_the_password_of_a_url(variable: str, url: str) -> None:
-    problems = read_wrong(**{variable: url})
-    assert problems
-    assert "hunter2" not in "".join(problems)
-
-
-# Console
+def test_org_makes_a_partial_bill_of_names_and_ids(run: Run, flags: str, billed: str) -> None:
+    result = run(*flags.split(), partner=TENANTS)
+    assert (result.status, result.stderr) == (0, "")  # not reconciled: no word of "unlisted"
+    assert [row["organization_id"] for row in result.rows] == billed.split()
+    assert "partial" in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("text", "url"),
+    ("flags", "errors"),
     [
-        ("rafay.acme.com", "https://rafay.acme.com"),
-        ("rafay.acme.com/", "https://rafay.acme.com"),
-        ("rafay.acme.com:8443", "https://rafay.acme.com:8443"),
-        ("rafay:8443", "https://rafay:8443"),
-        ("https://rafay.acme.com", "https://rafay.acme.com"),
-        ("https://rafay.acme.com/", "https://rafay.acme.com"),
-        ("https://rafay.acme.com:8443/", "https://rafay.acme.com:8443"),
-        ("HTTPS://rafay.acme.com", "https://rafay.acme.com"),
-        ("192.0.2.7", "https://192.0.2.7"),
-        ("[2001:db8::7]:8443", "https://[2001:db8::7]:8443"),
-        ("http://localhost", "http://localhost"),
-        ("http://LOCALHOST:8080", "http://LOCALHOST:8080"),
-        ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
-        ("http://127.9.9.9", "http://127.9.9.9"),
-        ("http://[::1]:8080", "http://[::1]:8080"),
+        *(("--org=Northwnd", ["'Northwnd'.* Northwind"]), ("--org=4kd82mb", ["4kd82mb.* 4kd82ma"])),
+        *(("--org=NORTHWND", ["Northwind"]), ("--org=fabrikam", ["'fabrikam'.* p7w3xq9, t2"])),
+        ("--check --org=Acme --org=Northwind --org=Zephyr", ["'Acme'", "'Zephyr'"]),
     ],
 )
-def test_a_console_is_a_host_with_or_without_scheme_and_port(text: str, url: str) -> None:
-    assert check_console_url(text) == url
+def test_an_unknown_or_ambiguous_org_is_an_error(run: Run, flags: str, errors: list[str]) -> None:
+    assert_errors(run(*flags.split(), partner=TENANTS), *(f"--org.*{error}" for error in errors))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "http://rafay.acme.com",
-        "HTTP://rafay.acme.com",
-        "http://192.0.2.7",
-        "http://0.0.0.0",
-        "http://[2001:db8::7]",
-        "http://localhost.acme.com",
-        "http://127.0.0.1.acme.com",
-    ],
-)
-def test_http_is_for_a_loopback_host_only(text: str) -> None:
-    with pytest.raises(ValueError, match="in clear"):
-        check_console_url(text)
+def test_check_asks_both_apis_a_little_and_writes_nothing(run: Run, stand_in: Simulator) -> None:
+    partner = Partner([organization(f"o{n}", f"n{n}") for n in range(123)], fixed())
+    result = run("--check", partner=partner)
+    assert (result.status, result.stderr, result.files) == (0, "", {})
+    for text in (stand_in.url, "prices.csv", "2026-06-01T00:00:00Z", " 123"):
+        assert text in result.stdout
+    assert len({request.path for request in result.requests}) == 2
+    assert len(result.requests) <= 5
 
 
-@pytest.mark.parametrize("text", ["ftp://rafay.acme.com", "file:///etc", "://rafay.acme.com"])
-def test_another_scheme_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="scheme"):
-        check_console_url(text)
+def test_check_warns_of_what_a_bill_would_warn_of(run: Run) -> None:
+    prices = "profile,hourly_rate,organization\ngpu,1,\ngpu,1,Nordwind\n"
+    result = run("--check", "--month=2026-07", prices=prices, now="2026-07-03T00:00:00Z")
+    assert re.search("line 3.*Nordwind", result.stdout + result.stderr)
+    assert "provisional" in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("text", ["admin@acme.com", "https://admin:pw@acme.com", "http://a@[::1]"])
-def test_a_user_name_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="user name or password"):
-        check_console_url(text)
+def test_quiet_prints_warnings_only(run: Run) -> None:
+    result = run("--quiet", prices="profile,hourly_rate\n")
+    assert (result.status, result.stdout, len(result.files)) == (3, "", 2)
+    assert result.warnings
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "https://",
-        "https:///",
-        "https:rafay.acme.com",
-        "rafay.acme.com/console",
-        "rafay.acme.com//",
-        "rafay.acme.com?a=b",
-        "rafay.acme.com#top",
-        "rafay .acme.com",
-        "rafay.acme.com\n",
-        "rafay..acme.com",
-        "rafay.acme.com:",
-        "rafay.acme.com:https",
-        "rafay.acme.com:٨٤٤٣",
-        "rafay\\acme.com",
-        "räfäy.acme.com",
-        "https://https://rafay.acme.com",
-        "2001:db8::7",
-    ],
-    ids=ascii,
-)
-def test_what_is_not_just_a_host_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a host"):
-        check_console_url(text)
-
-
-@pytest.mark.parametrize("text", ["acme.com:0", "acme.com:65536", "acme.com:99999"])
-def test_an_impossible_port_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="port"):
-        check_console_url(text)
-
-
-def test_the_highest_port_is_a_port() -> None:
-    assert check_console_url("acme.com:65535") == "https://acme.com:65535"
-
-
-# Keys, numbers, currencies
-
-
-def test_a_key_is_taken_as_it_is() -> None:
-    key = "".join(map(chr, range(ord("!"), ord("~") + 1)))
-    assert check_api_key(key) == key
-
-
-@pytest.mark.parametrize(
-    "text", ["", "a b", "key\n", "a\r\nb", "\tkey", "kéy", "k\u200bey", "\x7f"]
-)
-def test_a_key_with_a_character_that_no_header_carries_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no API key has"):
-        check_api_key(text)
-
-
-@pytest.mark.parametrize(("text", "number"), [("5", 5), ("7", 7), ("12", 12)])
-def test_a_whole_number_is_from_the_low_to_the_high_bound(text: str, number: int) -> None:
-    assert whole_number(5, 12)(text) == number
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "4",
-        "13",
-        "-7",
-        "+7",
-        "7.0",
-        "7e0",
-        "1_0",
-        "0x7",
-        "seven",
-        "٧",
-        "７",
-        "7 ",
-        "7\n",
-        "9" * 5000,
-    ],
-    ids=lambda text: ascii(text[:9]),
-)
-def test_anything_else_is_no_whole_number(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a whole number from 5 to 12"):
-        whole_number(5, 12)(text)
-
-
-@pytest.mark.parametrize("code", ["USD", "JPY", "KWD", "CLF"])
-def test_a_currency_is_an_iso_4217_code(code: str) -> None:
-    assert check_currency(code) == code
-
-
-@pytest.mark.parametrize(
-    "text", ["", "usd", "US$", "$", "US", "USDT", "XAU", "XXX", "USD\n", "840"]
-)
-def test_anything_else_is_no_currency(text: str) -> None:
-    with pytest.raises(ValueError, match="is not an ISO 4217 currency code"):
-        check_currency(text)
-
-
-def test_the_minor_units_are_those_of_iso_4217_and_no_others() -> None:
-    exponents = {each.code: each.exponent for each in iso4217.Currency}
-    assert MINOR_UNITS == {
-        code: Decimal(1).scaleb(-exponent)
-        for code, exponent in exponents.items()
-        if exponent is not None
-    }
-
-
-# Period
-
-
-def test_an_output_directory_of_an_impossible_name_is_reported() -> None:
-    [problem] = read_wrong(OUTPUT_DIR="a" * 300)
-    assert "is not a directory" in problem
-
-
-def test_the_hours_of_a_period_are_those_of_its_days() -> None:
-    assert last_days(30).hours == 30 * 24
+@pytest.mark.parametrize("flag", ["-h", "--help", "--version"])
+def test_help_and_version_need_no_settings(run: Run, flag: str) -> None:
+    result = run(flag, prices=None, **dict.fromkeys(REQUIRED, ""))
+    assert (result.status, result.stderr) == (0, "")
+    texts = [r"^ncp_metrics \d+\.\d+\.\d+$"] if flag == "--version" else ALL
+    assert [text for text in texts if not re.search(text, result.stdout)] == []

@@ -1,0 +1,560 @@
+"""The API as a client sees it: paging, reconciliation, retries, redirects, TLS, keys."""
+
+from __future__ import annotations
+
+import email.utils
+import gzip
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import trustme
+from conftest import Result, Run
+from example import FILES, NOW, SMALL, usage
+from rafay_simulator import (
+    DEFAULT_KEY,
+    PARTNER_KEY,
+    Behaviour,
+    Fault,
+    FaultPlan,
+    Partner,
+    Request,
+    Simulator,
+    Where,
+    always,
+    first,
+    fixed,
+    organization,
+    path_has,
+)
+
+ORGANIZATIONS, COMPUTE = path_has("organizations"), path_has("compute")
+NO_COUNT, GONE = Behaviour(count="absent"), "Gone, Inc."
+KEYS = re.compile(f"{DEFAULT_KEY}|{PARTNER_KEY}")
+# With these, a second attempt comes too late: the run fails for another reason.
+NO_RETRY = {"BACKOFF_SECONDS": 60.0, "SILENCE_SECONDS": 5.0}
+each_count = pytest.mark.parametrize("count", ["total", "page", "absent"])
+
+
+def cases(names: str, table: Mapping[str, Any]) -> pytest.MarkDecorator:
+    """Run a test with each value of a table; the keys say what the cases are."""
+    return pytest.mark.parametrize(names, list(table.values()), ids=list(table))
+
+
+def probe(request: Request) -> bool:
+    """Match the request for the first compute record of the whole partner."""
+    return COMPUTE(request) and request.query["limit"] == "1"
+
+
+def usage_of(organization_id: str | None, offset: str | None = None) -> Where:
+    """Match the pages of one compute list, or its page at an offset; None: the whole partner's."""
+    return lambda request: (
+        COMPUTE(request)
+        and not probe(request)
+        and request.query.get("instance_organization_id") == organization_id
+        and offset in (None, request.query["offset"])
+    )
+
+
+def acme(*compute: Any, others: tuple[str, ...] = ()) -> Partner:
+    """Return a partner with compute usage, the organization Acme (o1), and others by id."""
+    listed = [organization("o1", "Acme"), *(organization(id_, f"Name of {id_}") for id_ in others)]
+    return Partner(listed, fixed(compute=compute))
+
+
+def instances(end: int, begin: int = 0) -> list[Any]:
+    """Return Acme's records of the instances id-00, id-01 and so on, of an hour each."""
+    return [usage("o1", f"{number:02}", "gpu", "1.00h") for number in range(begin, end)]
+
+
+WHOLE, ACME, ACME_25 = usage_of(None), usage_of("o1"), acme(*instances(25))
+
+
+def one_page(change: Callable[[list[Any]], list[Any]], uncounted: int = 0) -> Fault:
+    """Return a fault that changes the rows of a list of one page, and counts so many more."""
+
+    def edit(answer: dict[str, Any]) -> dict[str, Any]:
+        rows = [] if answer["offset"] else change(answer["instance_usage_data"])
+        return {**answer, "instance_usage_data": rows, "count": len(rows) + uncounted}
+
+    return Fault(edit=edit)
+
+
+def together(number: int, where: Where) -> FaultPlan:
+    """Hold each matching request until so many are in flight; fail if they never are."""
+    barrier = threading.Barrier(number, timeout=5)
+
+    def plan(request: Request) -> None:
+        if where(request):
+            barrier.wait()
+
+    return plan
+
+
+def matching(result: Result, where: Where) -> int:
+    return len([request for request in result.requests if where(request)])
+
+
+def assert_billed(result: Result) -> None:
+    assert (result.status, result.stderr, result.files) == (0, "", FILES)
+
+
+def assert_instances(result: Result, records: list[Any]) -> None:
+    assert (result.status, result.stderr) == (0, "")
+    assert [row["instance"] for row in result.rows] == [one["instance_name"] for one in records]
+
+
+def assert_failed(result: Result, *patterns: str) -> None:
+    """Assert that a run failed without a file, with one error that matches, and without a key."""
+    assert (result.status, result.stdout, result.files) == (1, "", {})
+    assert len(result.errors) == len(result.stderr.splitlines()) == 1, result.stderr
+    assert [each for each in patterns if not re.search(each, result.stderr)] == [], result.stderr
+    assert not KEYS.search(result.stderr)
+
+
+BEHAVIOURS = {
+    "limit lowered, count is the total": Behaviour(max_limit=1),
+    "limit lowered, count is the page's": Behaviour(max_limit=1, count="page"),
+    "an empty list is null": Behaviour(empty="null"),
+    "an empty list is left out": Behaviour(empty="absent"),
+    "organizations are items": Behaviour(organization_list="items"),
+    "a path without slash is redirected": Behaviour(slash_redirect=True),
+    "neither gzip nor chunks": Behaviour(gzip=False, chunked=False),
+}
+
+
+@cases("behaviour", BEHAVIOURS)
+@pytest.mark.parametrize("workers", ["1", "8"])
+def test_the_api_may_behave_in_any_way(run: Run, behaviour: Behaviour, workers: str) -> None:
+    assert_billed(run(behaviour=behaviour, WORKERS=workers))
+
+
+@pytest.mark.parametrize("name", ["offset", "filter"])
+def test_an_ignored_query_parameter_is_an_error(run: Run, name: str) -> None:
+    ignored: dict[str, Any] = {f"honour_{name}": False}
+    assert_failed(run(behaviour=replace(NO_COUNT, **ignored)), name)
+
+
+def test_each_key_is_sent_to_its_own_host_only_and_never_shown(run: Run) -> None:
+    with Simulator(SMALL) as ops:
+        result = run(RAFAY_OPS_CONSOLE_URL=ops.url)
+    assert_billed(result)
+    names = ("x-api-key", "x-rafay-api-keyid")
+    keys = [[r.headers.get(name) for name in names] for r in ops.requests + result.requests]
+    partner, default = [[None, PARTNER_KEY]], [[DEFAULT_KEY, None]]
+    assert keys == partner * len(ops.requests) + default * len(result.requests)
+    assert not KEYS.search(result.stdout + result.raw + result.sorted)
+
+
+def test_a_run_requests_one_record_of_each_kind_and_each_list_in_pages_of_400(run: Run) -> None:
+    requests = run().requests
+    assert {each.query["limit"] for each in requests if ORGANIZATIONS(each)} == {"400"}
+    names = ("instance_organization_id", "limit", "range_from", "range_to")
+    asked = [[r.query.get(name, "") for name in names] for r in requests if not ORGANIZATIONS(r)]
+    lists = [("", "1"), ("o1", "400"), ("o2", "400"), ("o3", "400"), ("o4", "400")] * 2
+    assert sorted(asked) == [[*each, "2026-06-01T00:00:00Z", NOW] for each in sorted(lists)]
+
+
+def test_no_more_requests_are_in_flight_than_workers(run: Run, stand_in: Simulator) -> None:
+    three = together(3, lambda request: "instance_organization_id" in request.query)
+    run(partner=acme(others=("o2", "o3")), fault=three, latency=0.02, WORKERS="3")
+    assert stand_in.peak == 3
+
+
+CHANGES = {
+    "more records at the end": instances(45),
+    "a new record in front": instances(100, 99) + instances(25),
+    "the first record gone": instances(25, 1),
+}
+OTHER_CONTENT = [{**instances(2)[1], "usage": "9.00h"}]
+CONTRADICTIONS = {
+    "same content on two pages": (instances(2) + instances(3, 1), Behaviour(max_limit=2)),
+    "different content on two pages": (instances(2) + OTHER_CONTENT, Behaviour(max_limit=2)),
+    "different content on one page": (instances(2) + OTHER_CONTENT, Behaviour()),
+    "rows that keep moving": (instances(25), Behaviour(max_limit=10, shift=True)),
+}
+
+
+@each_count
+@pytest.mark.parametrize("size", [0, 5, 20, 25])
+def test_each_record_is_billed_once(run: Run, count: Any, size: int) -> None:
+    result = run(partner=acme(*instances(size)), behaviour=Behaviour(max_limit=10, count=count))
+    assert_instances(result, instances(size))
+    # Without a total, a short page may be due to a lowered limit: an empty one must follow.
+    assert matching(result, ACME) <= size // 10 + 1 + (count != "total" and size % 10 > 0)
+
+
+def test_the_pages_of_a_list_are_requested_at_the_same_time(run: Run) -> None:
+    further = together(2, lambda request: ACME(request) and request.query["offset"] != "0")
+    result = run(partner=ACME_25, behaviour=Behaviour(max_limit=10), fault=further)
+    assert_instances(result, instances(25))
+
+
+@each_count
+@cases("changed", CHANGES)
+def test_a_changing_list_is_billed_as_it_ends(run: Run, changed: list[Any], count: Any) -> None:
+    records = instances(25)
+
+    def change(request: Request) -> None:
+        if usage_of("o1", "10")(request):
+            records[:] = changed
+
+    partner = replace(ACME_25, records=lambda *of: [*fixed(compute=records)(*of)])
+    behaviour = Behaviour(max_limit=10, count=count)
+    result = run(partner=partner, behaviour=behaviour, fault=change, WORKERS="1")
+    assert_instances(result, changed)
+
+
+@each_count
+def test_a_record_repeated_on_one_page_is_billed_once(run: Run, count: Any) -> None:
+    partner = acme(*instances(3), *instances(2))
+    assert_instances(run(partner=partner, behaviour=Behaviour(count=count)), instances(3))
+
+
+@each_count
+@cases("records, behaviour", CONTRADICTIONS)
+def test_a_list_that_contradicts_itself_is_read_once_more_and_then_an_error(
+    run: Run, records: list[Any], behaviour: Behaviour, count: Any
+) -> None:
+    result = run(partner=acme(*records), behaviour=replace(behaviour, count=count))
+    assert_failed(result, "compute.*Acme.*id-")
+    assert matching(result, usage_of("o1", "0")) == 2
+
+
+def test_an_organization_on_two_pages_is_an_error(run: Run) -> None:
+    result = run(partner=acme(others=("o2", "o2", "o3")), behaviour=Behaviour(max_limit=2))
+    assert_failed(result, "organizations.*o2")
+
+
+def test_a_count_that_is_too_low_never_shortens_the_bill(run: Run) -> None:
+    lower = always(Fault(edit=lambda answer: {**answer, "count": 15}), ACME)
+    result = run(partner=ACME_25, behaviour=Behaviour(max_limit=10), fault=lower)
+    assert result.status == 1 or len(result.rows) == 25
+
+
+@pytest.mark.parametrize("count", ["total", "page"])
+def test_a_list_with_too_many_pages_is_an_error(run: Run, count: Any) -> None:
+    behaviour, constants = Behaviour(max_limit=10, count=count), {"MAX_PAGES": 5}
+    result = run(partner=acme(*instances(51)), behaviour=behaviour, constants=constants)
+    assert_failed(result, "Acme.*5 pages")
+    result = run(partner=acme(*instances(31)), behaviour=behaviour, constants=constants)
+    assert_instances(result, instances(31))
+
+
+# Reconciliation
+
+TWO_CONTENTS = one_page(lambda rows: [*rows, {**rows[0], "usage": "7.00h"}])
+COUNT_TOO_HIGH = one_page(lambda rows: rows, 1)
+WITHOUT_07 = one_page(lambda rows: rows[:7] + rows[8:])
+DEFECTS = {
+    "two contents of one record": (ACME, TWO_CONTENTS, "Acme.*id-00"),
+    "count too high": (ACME, COUNT_TOO_HIGH, "Acme.*25.*26"),
+    "instance missing": (ACME, WITHOUT_07, "compute.*Acme.*id-07"),
+    "whole partner, two contents": (WHOLE, TWO_CONTENTS, "whole partner.*id-00"),
+    "whole partner, count too high": (WHOLE, COUNT_TOO_HIGH, "whole partner.*25.*26"),
+}
+
+
+@cases("where, fault, words", DEFECTS)
+def test_a_defect_is_an_error_if_it_lasts(run: Run, where: Where, fault: Fault, words: str) -> None:
+    assert_failed(run(partner=ACME_25, behaviour=NO_COUNT, fault=always(fault, where)), words)
+    result = run(partner=ACME_25, behaviour=NO_COUNT, fault=first(1, fault, where))
+    assert_instances(result, instances(25))
+    assert {row["usage_hours"] for row in result.rows} == {"1.00"}
+
+
+def test_an_instance_that_the_whole_partner_lacks_is_an_error(run: Run) -> None:
+    lacking = always(WITHOUT_07, WHOLE)
+    assert_failed(run(partner=ACME_25, behaviour=NO_COUNT, fault=lacking), "Acme.*id-07")
+
+
+def test_each_organization_that_disagrees_is_read_once_more_and_named(run: Run) -> None:
+    others = [usage("o2", "two", "gpu", "1h"), usage("o3", "three", "gpu", "1h")]
+    lacking = always(one_page(lambda rows: rows[1:]), lambda r: ACME(r) or usage_of("o3")(r))
+    result = run(partner=acme(*instances(25), *others, others=("o2", "o3")), fault=lacking)
+    assert (result.status, result.files) == (1, {})
+    assert re.search("(?s)Acme.*id-00.*Name of o3.*id-three", result.stderr)
+    assert [matching(result, usage_of(id_)) for id_ in ("o1", "o2", "o3")] == [2, 1, 2]
+
+
+@pytest.mark.parametrize(("count", "requests"), [("total", 0), ("page", 2), ("absent", 2)])
+def test_the_whole_partner_is_read_if_counts_differ(run: Run, count: Any, requests: int) -> None:
+    assert matching(run(behaviour=Behaviour(count=count)), WHOLE) == requests
+    assert matching(run(partner=acme(), behaviour=Behaviour(count=count)), WHOLE) == 0
+
+
+@each_count
+def test_usage_of_an_unlisted_organization_is_billed_with_a_warning(run: Run, count: Any) -> None:
+    nameless = usage("o8", "y", "gpu", "1h", instance_organization_name=None)
+    gone = usage("o9", "z", "gpu", "3h", instance_organization_name=GONE)
+    lab = usage("o9", "lab", "notebook", "1h", instance_organization_name=GONE)
+    records = fixed([nameless, gone, *instances(1)], [lab])
+    result = run(partner=replace(acme(), records=records), behaviour=Behaviour(count=count))
+    billed = [[row["organization"], row["organization_id"], row["instance"]] for row in result.rows]
+    assert billed[1:] == [["o8", "o8", "y"], [GONE, "o9", "z"], [GONE, "o9", "lab"]]
+    assert (result.status, len(result.warnings)) == (0, 2)
+    assert re.search(r"(?s)not listed.*o8.*not listed.*Gone, Inc. \(o9\)", result.stderr)
+
+
+@cases("flags, environ", {"flag": (["--no-reconcile"], {}), "variable": ([], {"RECONCILE": "0"})})
+def test_reconciliation_can_be_skipped(run: Run, flags: list[str], environ: Any) -> None:
+    lacking = always(WITHOUT_07, ACME)
+    result = run(*flags, partner=ACME_25, behaviour=NO_COUNT, fault=lacking, **environ)
+    assert_instances(result, instances(7) + instances(25, 8))
+    assert "not reconciled" in result.stdout.lower()
+    assert matching(result, WHOLE) == 0
+
+
+# Retries
+
+STALL = 0.15
+PASSING = {
+    "connection reset": (Fault("reset"), "reset|closed"),
+    "reset in the body": (Fault("reset-body"), "cut off|JSON"),
+    "body too short": (Fault("cut-length"), "cut off|JSON"),
+    "last chunk missing": (Fault("cut-chunked"), "cut off|JSON"),
+    "broken gzip": (Fault("bad-gzip"), "decompress"),
+    "no answer": (Fault("stall"), f"{STALL} s"),
+    "half an answer": (Fault("stall-body"), f"{STALL} s"),
+    "a web page": (Fault(body=b"<html>Sign in", content_type="text/html"), "JSON.*<html>Sign in"),
+    "an empty body": (Fault(), "JSON"),
+    "deeply nested": (Fault(body=b"[" * 100_000), "JSON"),
+    "500": (Fault(status=500, body=b'{"message": "unexpected error"}'), "500.*unexpected error"),
+    **{str(status): (Fault(status=status), str(status)) for status in (429, 502, 503, 504)},
+}
+LARGE, GZIP = gzip.compress(b" " * 2**21), {"Content-Encoding": "gzip"}
+LASTING = {
+    **{str(code): (Fault(status=code), f"HTTP {code}") for code in (204, 206, 304, 400, 410)},
+    "404": (Fault(status=404), "404.* RAFAY_CONSOLE_URL"),
+    "a large body": (Fault(body=LARGE, headers=GZIP), "1 MiB"),
+    "redirect in a circle": (Fault(status=302, headers={"Location": "?limit=1"}), "redirect"),
+    "redirect to no URL": (Fault(status=302, headers={"Location": "http://[bad"}), "redirect"),
+}
+RETRY_AFTER = {
+    "seconds": ("1", 30.0, 1.0),
+    "a date": (email.utils.formatdate(time.time() + 3600, usegmt=True), 0.2, 0.2),
+    "too late a date": ("Fri, 31 Dec 9999 23:59:59 GMT", 0.2, 0.2),
+    "a date in the past": ("Mon, 01 Jan 2001 00:00:00 GMT", 30.0, 0.0),
+}
+PHASES = {
+    "first record": (probe, "compute"),
+    "organizations": (lambda r: ORGANIZATIONS(r) and r.query["offset"] == "0", "organizations"),
+    "an organization": (usage_of("o1", "0"), "Fabrikam, Inc."),
+    "a further page": (usage_of("o2", "2"), "northwind"),
+    "the whole partner": (usage_of(None, "0"), "whole partner"),
+}
+
+
+@cases("fault, reason", PASSING)
+def test_a_failure_ends_the_run_only_if_it_lasts(run: Run, fault: Fault, reason: str) -> None:
+    constants = {"READ_SECONDS": STALL, "ATTEMPTS": 1}
+    assert_failed(run(fault=always(fault, probe), constants=constants), "compute", reason)
+    assert_billed(run(fault=first(3, fault), constants={**constants, "ATTEMPTS": 6}))
+
+
+@cases("fault, reason", LASTING)
+def test_what_will_not_change_is_not_tried_again(run: Run, fault: Fault, reason: str) -> None:
+    constants = {**NO_RETRY, "MAX_ANSWER_BYTES": 2**20}
+    assert_failed(run(fault=always(fault, COMPUTE), constants=constants), "compute", reason)
+
+
+@cases("where, word", PHASES)
+def test_a_request_is_tried_six_times_in_every_phase(run: Run, where: Where, word: str) -> None:
+    behaviour = Behaviour(count="absent", max_limit=2)
+    result = run(behaviour=behaviour, fault=always(Fault(status=503), where))
+    assert_failed(result, word, "503", "6 attempts")
+    assert matching(result, where) == 6
+    assert_billed(run(behaviour=behaviour, fault=first(5, Fault(status=503), where)))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(("key", "where"), [("PARTNER", ORGANIZATIONS), ("RAFAY_DEFAULT", probe)])
+def test_a_refused_key_is_named(run: Run, status: int, key: str, where: Where) -> None:
+    result = run(fault=always(Fault(status=status), where), constants=NO_RETRY)
+    assert_failed(result, f"{status}.* {key}_API_KEY")
+
+
+@pytest.mark.parametrize("variable", ["RAFAY_CONSOLE_URL", "RAFAY_OPS_CONSOLE_URL"])
+def test_http_404_names_the_variable_of_the_organizations_host(run: Run, variable: str) -> None:
+    with Simulator(SMALL, fault=always(Fault(status=404))) as elsewhere:
+        result = run(fault=always(Fault(status=404), ORGANIZATIONS), **{variable: elsewhere.url})
+    assert re.findall(r"RAFAY_\w*URL", result.stderr) == [variable]
+
+
+def pauses(run: Run, retry_after: str, **constants: float) -> list[float]:
+    """Let each attempt at one request fail; return the pause after each, the last included."""
+    moments = []
+
+    def fail(request: Request) -> Fault | None:
+        if not probe(request):
+            return None
+        moments.append(time.monotonic())
+        return Fault(status=503, headers={"Retry-After": retry_after})
+
+    assert run(fault=fail, constants=constants).status == 1
+    moments.append(time.monotonic())
+    return [later - earlier for earlier, later in zip(moments, moments[1:])]
+
+
+def test_pauses_double_and_the_last_attempt_is_not_followed_by_one(run: Run) -> None:
+    one, two, three, last = pauses(run, "soon", ATTEMPTS=4, BACKOFF_SECONDS=0.08)
+    assert (one >= 0.04, two >= 0.08, three >= 0.16, last < three) == (True,) * 4
+
+
+@cases("header, most, least", RETRY_AFTER)
+def test_retry_after_sets_the_pause(run: Run, header: str, most: float, least: float) -> None:
+    pause, _ = pauses(run, header, ATTEMPTS=2, RETRY_AFTER_SECONDS=most)
+    assert pause >= least
+
+
+# The network
+
+KEY = DEFAULT_KEY.encode()
+ECHOES = {
+    "an error": Fault(status=400, body=b"x-api-key: " + KEY),
+    "an escape before it": Fault(status=400, body=b"\\u003c%b\\u003e" % KEY),
+    "a web page": Fault(body=b"<pre>x-api-key: %b</pre>" % KEY),
+    # Wherever a text is cut before its keys are taken out, part of a key is left in one of these.
+    **{f"cut {n}": Fault(body=b"x" * n + (KEY + b"x" * 10) * 99) for n in (0, 10, 20)},
+    "a field": Fault(edit=lambda answer: {**answer, "kind": DEFAULT_KEY}),
+}
+UNUSABLE = {
+    "unknown": ("https://no-such-host.invalid", ""),
+    "refused": ("http://127.0.0.1:1", "refused"),
+    "no https": ("https://127.0.0.1:{port}", ""),
+}
+ELSEWHERE = [
+    "http://127.0.0.2:{port}\\@127.0.0.1:{port}/x",
+    "http://127.0.0.1:{port}@127.0.0.2:{port}/x",
+    "http://127.0.0.2:{port}/x",
+    "http://localhost:{port}/x",
+    "https://127.0.0.1:{port}/x",
+    "http://127.0.0.1:65535/x",
+    "//example.invalid/x",
+]
+UNTRUSTED = {
+    "no bundle": ("127.0.0.1", "", "certificate.*REQUESTS_CA_BUNDLE"),
+    "a certificate for another host": ("rafay.example", "ca.pem", "127.0.0.1.*certificate"),
+    "a bundle that does not exist": ("127.0.0.1", "missing.pem", "missing.pem"),
+    "a bundle without a certificate": ("127.0.0.1", "junk.pem", "REQUESTS_CA_BUNDLE"),
+}
+
+
+@cases("url, reason", UNUSABLE)
+def test_an_unusable_host_is_named(run: Run, stand_in: Simulator, url: str, reason: str) -> None:
+    url = url.format(port=stand_in.url.rpartition(":")[2])
+    result = run(RAFAY_CONSOLE_URL=url, constants={"ATTEMPTS": 1})
+    assert_failed(result, f"{url} .*RAFAY_CONSOLE_URL.*{reason}")
+
+
+def test_a_host_that_accepts_no_connection_is_named(run: Run) -> None:
+    server, *clients = [socket.socket() for _ in range(5)]
+    server.bind(("127.0.0.1", 0))
+    server.listen(0)
+    for client in clients:  # fill the queue of a server that accepts nobody
+        client.setblocking(False)
+        client.connect_ex(server.getsockname())
+    url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    result = run(RAFAY_CONSOLE_URL=url, constants={"ATTEMPTS": 2, "CONNECT_SECONDS": 0.2})
+    for each in (server, *clients):
+        each.close()
+    assert_failed(result, f"{url} .*RAFAY_CONSOLE_URL.*0.2 s")
+
+
+@cases("fault", {"stall": Fault("stall"), "drip": Fault("drip", seconds=0.2)})
+def test_a_run_ends_if_no_answer_is_ever_complete(run: Run, fault: Fault) -> None:
+    # A byte from time to time outwits a read time-out.
+    assert_failed(run(fault=always(fault, COMPUTE), constants={"SILENCE_SECONDS": 0.6}), "0.6 s")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_on_the_same_host_is_followed_with_the_key(run: Run, status: int) -> None:
+    def redirect(request: Request) -> Fault | None:
+        location = {"Location": f"{request.path}/?{urlencode(request.query)}"}
+        return None if request.path.endswith("/") else Fault(status=status, headers=location)
+
+    assert_billed(run(fault=redirect))
+
+
+@pytest.mark.parametrize("location", ELSEWHERE)
+def test_no_redirect_leaves_the_host(run: Run, stand_in: Simulator, location: str) -> None:
+    headers = {"Location": location.format(port=stand_in.url.rpartition(":")[2])}
+    result = run(fault=always(Fault(status=302, headers=headers), COMPUTE), constants=NO_RETRY)
+    assert_failed(result, "redirect.*RAFAY_CONSOLE_URL")
+    assert not matching(result, lambda request: request.path == "/x")
+
+
+@pytest.fixture
+def run_tls(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run against a server certified for a host by a private CA, with a bundle, if named."""
+
+    def run_tls(host: str, bundle: str) -> Result:
+        authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(host).configure_cert(context)
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        (tmp_path / "junk.pem").write_text("junk")
+        if bundle:
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / bundle))
+        with Simulator(SMALL, tls=context) as secure:
+            return run(RAFAY_CONSOLE_URL=secure.url, constants=NO_RETRY)
+
+    return run_tls
+
+
+def test_a_bundle_makes_a_private_ca_trusted(run_tls: Run) -> None:
+    assert_billed(run_tls("127.0.0.1", "ca.pem"))
+
+
+@cases("host, bundle, reason", UNTRUSTED)
+def test_no_server_is_trusted_blindly(run_tls: Run, host: str, bundle: str, reason: str) -> None:
+    assert_failed(run_tls(host, bundle), reason)
+
+
+def test_proxy_and_netrc_unused(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with Simulator(SMALL) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        result = run()
+    assert_billed(result)
+    assert not proxy.requests
+    assert not matching(result, lambda request: "authorization" in request.headers)
+
+
+def test_a_proxy_is_named_without_its_password(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for port in (1, 99999):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:s3cret@127.0.0.1:{port}")
+        result = run(RAFAY_CONSOLE_URL="https://rafay.invalid", constants={"ATTEMPTS": 1})
+        assert_failed(result, "HTTPS_PROXY")
+        assert "s3cret" not in result.stderr
+
+
+@cases("fault", ECHOES)
+def test_a_key_that_the_server_repeats_is_not_shown(run: Run, fault: Fault) -> None:
+    result = run(fault=always(fault, COMPUTE), constants={"ATTEMPTS": 1})
+    assert_failed(result)
+    assert DEFAULT_KEY[:5] not in result.stderr
+
+
+@pytest.mark.parametrize("text", ["ab-cd-ef-gh-ij", "{ab-cd-ef}", "\\u003cab-cd-ef", "%20ab-cd-ef"])
+def test_a_key_that_begins_with_the_other_key_is_not_shown(run: Run, text: str) -> None:
+    keys = {"RAFAY_DEFAULT_API_KEY": "ab-cd-ef", "PARTNER_API_KEY": "ab-cd-ef-gh-ij"}
+    result = run(fault=always(Fault(status=400, body=text.encode())), **keys)
+    assert_failed(result, "400")
+    assert not re.search("ab-|-gh|-ij", result.stderr)
+
+
+def test_the_text_of_an_error_is_shown_cut_short_and_safe_for_a_terminal(run: Run) -> None:
+    long = Fault(status=400, body=b"bad range\x1b[2J\n" + b"x" * 5000)
+    result = run(fault=always(long, COMPUTE))
+    assert_failed(result, r"400.*bad range[^\x1b]*\[2J.*xxx")
+    assert len(result.stderr) < 1000

@@ -1,0 +1,260 @@
+"""The program as a process: signals, faults of the disk and of streams, locales, cron."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+from threading import Event
+from typing import Any
+
+import pytest
+from conftest import ROOT, SCRIPT, SIGNALS, Prepare, Run, command, contents, environment
+from example import FILES, RAW, SORTED, usage
+from rafay_simulator import Fault, FaultPlan, Partner, Simulator, Where, first, fixed, path_has
+
+PLACES: dict[str, Where] = {
+    "usage": path_has("usage"),
+    "organizations": path_has("organizations"),
+    "paging": lambda request: "instance_organization_id" in request.query,
+}
+UNWRITABLE = [">&-", "2>&-", ">&- 2>&-", ">/dev/full", "2>/dev/full", "| true"]
+Start = Callable[..., "Popen[str]"]
+
+
+@pytest.fixture
+def start(prepare: Prepare, directory: Path) -> Start:
+    """Start a program in the background, ours at NOW unless given; keywords as for `run`."""
+
+    def start(*program: Any, stdout: int = PIPE, stderr: int = PIPE, **more: Any) -> Popen[str]:
+        more = {"env": environment(prepare(**more)), "stdout": stdout, "stderr": stderr}
+        return Popen(program or command(), cwd=directory, stdin=DEVNULL, encoding="utf-8", **more)
+
+    return start
+
+
+def end(process: Popen[str], number: int = 0) -> tuple[int, str, str]:
+    """Send a signal (0: none), and wait for the end; return exit status, stdout and stderr."""
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=50)
+    return process.returncode, stdout, stderr
+
+
+def stall_once(action: Callable[[], object], where: Where = PLACES["usage"]) -> FaultPlan:
+    """Leave the first matching request without an answer, and act when it arrives."""
+    stall = first(1, Fault("stall"), where)
+
+    def plan(request: Any) -> Fault | None:
+        fault = stall(request)
+        if fault:
+            action()
+        return fault
+
+    return plan
+
+
+def later(name: str, seconds: int) -> str:
+    """Return the name of a file of a run that many seconds after NOW."""
+    return name.replace("-000000", f"-00000{seconds}")
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("where", PLACES.values(), ids=PLACES)
+def test_a_signal_ends_a_waiting_run(run: Run, number: signal.Signals, where: Where) -> None:
+    result = run(fault=stall_once(lambda: os.kill(os.getpid(), number), where))
+    assert (result.status, result.stdout, result.files) == (128 + number, "", {})
+    assert len(result.stderr.splitlines()) == len(result.errors) == 1
+    assert number.name in result.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("program", "number", "outcome"),
+    [
+        *(pytest.param([], each, (128 + each, {}), id=each.name) for each in SIGNALS),
+        pytest.param(["nohup"], signal.SIGHUP, (0, FILES), id="SIGHUP ignored by nohup"),
+    ],
+)
+def test_a_signal_ends_the_process_unless_it_is_ignored_from_the_start(
+    start: Start, directory: Path, program: list[str], number: signal.Signals, outcome: Any
+) -> None:
+    reached, answered = Event(), Event()
+
+    def plan(_: object) -> None:
+        reached.set()
+        answered.wait(30)
+
+    process = start(*program, *command(), fault=plan)
+    assert reached.wait(30)
+    process.send_signal(number)
+    answered.set()
+    status, _, stderr = end(process)
+    assert (status, contents(directory)) == outcome
+    assert len(stderr.splitlines()) == bool(status)
+
+
+@pytest.mark.parametrize("numbers", [SIGNALS[:1], SIGNALS], ids=["one", "three at once"])
+def test_signals_just_before_the_wait_for_an_answer_end_the_run_with_one_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch, numbers: tuple[signal.Signals]
+) -> None:
+    ignored: list[Any] = []  # "Signal 15 ignored due to race condition"
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    # Raised in another thread, they set Python's flag, but interrupt no wait of the main thread.
+    plan = stall_once(lambda: list(map(signal.raise_signal, numbers)))
+    result = run(WORKERS="1", fault=plan, constants={"SILENCE_SECONDS": 900, "READ_SECONDS": 900})
+    assert result.status in [128 + number for number in numbers]
+    assert (len(result.stderr.splitlines()), len(result.errors), ignored) == (1, 1, [])
+
+
+def test_a_signal_at_any_moment_leaves_both_files_or_none(
+    run: Run, start: Start, stand_in: Simulator, directory: Path
+) -> None:
+    records = fixed(compute=[usage("o1", str(n), "gpu", "1.00h") for n in range(2000)])
+    more = {"partner": Partner([{"id": "o1", "name": "A"}], records), "WORKERS": "1"}
+    whole = run("--month=2024-06", **more)
+    for step in range(9):  # from the last request on: bill, write, publish, summary, end
+        for path in directory.iterdir():
+            path.unlink()
+        process = start(SCRIPT, "--month=2024-06", latency=0.005, **more)
+        while len(stand_in.requests) < len(whole.requests):
+            time.sleep(0.001)
+        time.sleep(step * 0.015)
+        number = SIGNALS[step % 3]
+        status, _, stderr = end(process, number)
+        outcome = (status, [*contents(directory).values()])
+        assert outcome in [(0, [*whole.files.values()]), (128 + number, [])], stderr
+
+
+def test_a_signal_ends_a_summary_that_nobody_reads(start: Start, directory: Path) -> None:
+    organizations = [{"id": f"o{n}", "name": f"{n:060}"} for n in range(80)]
+    records = fixed(compute=[usage(each["id"], each["id"], "gpu", "1h") for each in organizations])
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, 1031, 4096)  # F_SETPIPE_SZ: less than the summary
+    process = start(partner=Partner(organizations, records), stdout=writer)
+    os.close(writer)
+    assert select.select([reader], [], [], 30)[0]
+    status, *_ = end(process, signal.SIGTERM)
+    os.close(reader)
+    assert (status, [*contents(directory)]) == (0, [RAW, SORTED])
+
+
+def test_an_interrupt_during_imports_shows_no_traceback(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "requests.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    assert end(start(SCRIPT, PYTHONPATH=str(tmp_path))) == (-signal.SIGINT, "", "")
+
+
+def fail(*arguments: Any) -> None:
+    """Fail as a broken disk does, but for the name of the raw file."""
+    if not str(arguments[-1]).endswith(RAW):
+        raise OSError(5, "Input/output error")
+
+
+def terminate(*arguments: Any) -> None:
+    """Send SIGTERM."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("calls", "action", "outcome"),
+    [
+        pytest.param(["fsync"], fail, (1, {}), id="file not on the disk"),
+        pytest.param(["link", "rename"], fail, (1, {}), id="second file not named"),
+        pytest.param(["fsync"], terminate, (143, {}), id="signal while files are written"),
+        pytest.param(["link", "rename"], terminate, (0, FILES), id="signal while they are named"),
+    ],
+)
+def test_both_files_appear_or_neither(
+    run: Run, monkeypatch: pytest.MonkeyPatch, calls: list[str], action: Any, outcome: Any
+) -> None:
+    for name in calls:
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *to, real=real: (action(*to), real(*to))[1])
+    result = run()
+    assert (result.status, result.files) == outcome
+    assert len(result.errors) == (result.status != 0)
+
+
+@pytest.mark.parametrize(("name", "hard_links"), [(RAW, True), (SORTED, True), (RAW, False)])
+def test_names_that_are_taken_are_left_alone(
+    run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, hard_links: bool
+) -> None:
+    if not hard_links:
+        monkeypatch.setattr(os, "link", lambda *_: fail("any name"))
+    (directory / name).write_text("mine")
+    expected = {later(RAW, 1): FILES[RAW], later(SORTED, 1): FILES[SORTED]}
+    assert run().files == {name: "mine", **expected}
+
+
+def test_four_runs_in_one_second_keep_eight_files(start: Start, directory: Path) -> None:
+    processes = [start() for _ in range(4)]
+    assert [end(process)[0] for process in processes] == [0] * 4
+    expected = {later(name, n): text for n in range(4) for name, text in FILES.items()}
+    assert contents(directory) == expected
+
+
+@pytest.mark.parametrize("room", [0, 512])
+def test_a_full_disk_leaves_no_file(run_process: Run, room: int) -> None:
+    result = run_process(wrapper=["prlimit", f"--fsize={room}"], measured=False)
+    assert (result.status, result.stdout, result.files) == (1, "", {})
+    assert "File too large" in result.errors[0]
+
+
+def test_an_output_directory_that_disappears_is_an_error(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "removed"
+    out.mkdir()
+    result = run(OUTPUT_DIR=str(out), fault=stall_once(out.rmdir), constants={"READ_SECONDS": 0.1})
+    assert result.status == 1
+    assert f"{out}: No such file or directory" in result.errors[0]
+
+
+@pytest.mark.parametrize("streams", UNWRITABLE)
+def test_unwritable_streams_change_neither_files_nor_status(run_process: Run, streams: str) -> None:
+    wrapper = ["bash", "-c", f'set -o pipefail; "$@" {streams}', "bash"]
+    result = run_process(wrapper=wrapper, prices="profile,hourly_rate\ngpu,1\n")
+    assert (result.status, [*result.files]) == (3, [RAW, SORTED])
+    assert "Exception" not in result.stderr
+
+
+@pytest.mark.parametrize("locale", ["LANG=C", "LC_ALL=C PYTHONUTF8=0", "PYTHONIOENCODING=ascii"])
+def test_a_locale_changes_no_byte_of_the_files(run_process: Run, locale: str) -> None:
+    result = run_process(wrapper=["env", *locale.split()])
+    assert (result.status, result.stderr, result.files) == (0, "", FILES)
+    assert "rsted" in result.stdout
+
+
+def test_progress_is_drawn_on_a_terminal_and_cleared(start: Start) -> None:
+    leader, follower = pty.openpty()
+    process = start(latency=0.06, stderr=follower)
+    os.close(follower)
+    end(process)
+    shown = os.read(leader, 10_000).decode()
+    os.close(leader)
+    assert re.search(r"\r[^\r]*(\b4 organizations|organizations\b[^\r]*\b4\b)", shown)
+    assert shown.endswith("\r\x1b[K")
+
+
+def test_cron_line_bills_once_at_a_time(start: Start, prepare: Prepare, tmp_path: Path) -> None:
+    settings = prepare()
+    (tmp_path / ".env").write_text("".join(f"{key}='{settings[key]}'\n" for key in settings))
+    (tmp_path / "ncp_metrics.py").symlink_to(SCRIPT)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^[0-9*]+(?: [0-9*]+){4} +(.*)$", readme, re.MULTILINE)
+    line = line.replace("/srv/billing", str(tmp_path)).replace(".venv/bin/python", sys.executable)
+    bill = partial(start, "sh", "-c", line, **dict.fromkeys(settings, ""))
+    with open(tmp_path / ".lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert end(bill()) == (1, "", "")
+    began = datetime.now(timezone.utc)
+    assert end(bill()) == (0, "", "")
+    raw, sorted_ = sorted(tmp_path.glob("ncp-metrics-*.csv"))
+    assert {path.stat().st_mode & 0o777 for path in (raw, sorted_)} == {0o600}
+    assert raw.name >= f"ncp-metrics-{began:%m%d%Y-%H%M%S}.csv"

@@ -1,0 +1,149 @@
+"""README, .env.example and --help say what the program does."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Run
+from example import HEADER, PRICES, SMALL, usage
+from rafay_simulator import Behaviour, Fault, Partner, Where, always, fixed, path_has
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+USAGE, ORGANIZATIONS = path_has("usage"), path_has("organizations")
+
+
+def table(heading: str) -> list[tuple[str, ...]]:
+    """Return the cells of the first table below a heading, without header and marks of code."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0].replace("`", "")
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows[2:]]
+
+
+def test_settings_are_those_of_help(run: Run) -> None:
+    text = run("--help").stdout
+    listed = re.findall(r"^  ([A-Z_]+) .*\((?:default: )?(.*)\)$", text, re.MULTILINE)
+    assert listed == [(variable, default) for variable, _, default, _ in table("Settings")]
+    assert [row for row in table("Settings") if f"\n  {row[1]}" not in text] == []
+
+
+def test_flags_of_help_are_in_the_readme(run: Run) -> None:
+    flags = re.findall(r"(?<!\w)--[a-z-]+", run("--help").stdout)
+    assert [flag for flag in flags if not re.search(rf"`{flag}[` ]", README)] == []
+
+
+def test_exit_statuses_are_those_of_help_and_of_runs(run: Run) -> None:
+    listed = re.findall(r"^  ([0-9, ]*[0-9]) +(.*)$", run("--help").stdout, re.MULTILINE)
+    assert table("Exit status") == listed
+    runs: list[Any] = [{}, answered(status=404), {"DAYS": "0"}, MESSAGES["has no price"]]
+    assert [row[0] for row in listed[:4]] == [str(run(**more).status) for more in runs]
+
+
+def test_env_example_has_each_setting_and_changes_nothing(run: Run, directory: Path) -> None:
+    shell = ["env", "-i", "sh", "-c", "set -a; . ./.env.example; env"]
+    sourced = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    values = dict(line.split("=", 1) for line in sourced.splitlines())
+    names = re.findall("^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert names == [row[0] for row in table("Settings")]
+    without = run(partner=None, prices=None)
+    for path in directory.iterdir():
+        path.unlink()
+    optional = {row[0]: values[row[0]] for row in table("Settings") if row[2] != "required"}
+    result = run(partner=None, prices=None, **optional)
+    assert (result.stdout, result.files) == (without.stdout, without.files)
+
+
+def test_the_sample_is_what_the_stand_in_is_billed(run: Run, directory: Path) -> None:
+    result = run("--month=2026-06", partner=None, prices=None, now="2026-07-01T06:00:00Z")
+    shown = result.stdout.replace(str(ROOT / "pricing.csv"), "/srv/billing/pricing.csv")
+    assert f"```text\n{shown.replace(str(directory), '/srv/billing')}```" in README
+
+
+def test_columns_are_those_of_the_files() -> None:
+    assert [row[0] for row in table("The two files")] == HEADER.split(",")
+
+
+@pytest.mark.parametrize("row", table("The price book"), ids=lambda row: row[0])
+def test_columns_of_the_price_book_are_known_and_no_others(run: Run, row: tuple[str, ...]) -> None:
+    cells = {"profile": "gpu", "hourly_rate": "1", "currency": "USD"}
+    rest = [name for name, *_ in table("The price book") if name != row[0]]
+    for added, valid in (([], row[1] == "optional"), ([row[0]], True), ([row[0], "x"], False)):
+        columns = rest + added
+        line = ",".join(cells.get(name, "") for name in columns)
+        assert (run("--check", prices=f"{','.join(columns)}\n{line}\n").status == 0) == valid
+
+
+def answered(where: Where = USAGE, action: Any = "answer", **fault: Any) -> dict[str, Any]:
+    """Give each request there this answer."""
+    return {"fault": always(Fault(action, **fault), where)}
+
+
+def metered(*changes: dict[str, Any]) -> dict[str, Any]:
+    """Meter an instance, once for each change to its record."""
+    records = [{**usage("o2", "i", "gpu", "1h"), **each} for each in changes]
+    return {"partner": Partner(SMALL.organizations, fixed(records))}
+
+
+# Of the network and the machine; the first two are provoked in test_api.
+NOT_OURS = {"no connection within", "its certificate is not trusted"}
+NOT_OURS |= {"Name or service not known", "upgrade it"}
+TWINS = Partner([{"id": "1", "name": "A"}, {"id": "2", "name": "A"}], fixed())
+MESSAGES: dict[str, Any] = {
+    "RAFAY_CONSOLE_URL is not set": {"RAFAY_CONSOLE_URL": ""},
+    "RAFAY_DEFAULT_API_KEY was refused": {"RAFAY_DEFAULT_API_KEY": "wrong"},
+    "PARTNER_API_KEY was refused": {"PARTNER_API_KEY": "wrong"},
+    "Connection refused": {"RAFAY_CONSOLE_URL": "http://127.0.0.1:9"},
+    "name the right host?": answered(status=404),
+    **{f"HTTP {status}": answered(status=status) for status in (404, 429, 503)},
+    "redirects to another host": answered(status=302, headers={"Location": "http://a.invalid/"}),
+    "no answer within": {**answered(action="stall"), "constants": {"READ_SECONDS": 0.02}},
+    "has answered nothing for": {**answered(action="stall"), "constants": {"SILENCE_SECONDS": 0.1}},
+    "the filter by organization was ignored": {"behaviour": Behaviour(honour_filter=False)},
+    "the API ignores offset": {"behaviour": Behaviour(honour_offset=False, count="page")},
+    "the answer is not JSON": answered(body=b"<html>"),
+    "the answer is no usage": answered(body=b"{}"),
+    "but lists": answered(edit=lambda answer: {**answer, "count": 0}),
+    "counted could be read": answered(ORGANIZATIONS, edit=lambda answer: {**answer, "count": 9}),
+    "is listed twice": metered({"usage": "1h"}, {"usage": "2h"}),
+    "and the usage of the whole partner disagree": answered(
+        lambda request: "instance_organization_id" in request.query,
+        edit=lambda answer: {**answer, "instance_usage_data": [], "count": 0},
+    ),
+    "an organization that is not listed": metered({"instance_organization_id": "o9"}),
+    "is not hours such as 20.59h": metered({"usage": "20.59"}),
+    "absurd hours": metered({"usage": "99999999.00h"}),
+    "negative hours": metered({"usage": "-0.01h"}),
+    "is missing": metered({"instance_id": None}),
+    "is not text": metered({"instance_name": 7}),
+    "more hours than the period has": metered({"usage": "720.02h"}),
+    "has a price in line": {"prices": f"{PRICES}gpu,1\n"},
+    "nothing used": {"prices": f"{PRICES}gpu-x9,1\n"},
+    "does not hold here": {"prices": "profile,profile_type,hourly_rate\ngpu,service,1\n"},
+    "has no price": {"prices": "profile,hourly_rate\n"},
+    "is in the future": {"flags": "--from=2026-06-01 --to=2026-07-02"},
+    "periods: give one": {"flags": "--month=last --days=3"},
+    "comes twice or never": {"flags": "--from=2026-03-29T02:30 --to=2026-06-01 --timezone=CET"},
+    "the bill is provisional": {"flags": "--month=2026-07", "now": "2026-07-02T00:00:00Z"},
+    "is not listed; ": {"flags": "--org=nortwind"},
+    "is the name of several: give the id": {"flags": "--org=A", "partner": TWINS},
+    "stopped by": {"fsync": lambda _: signal.raise_signal(signal.SIGTERM)},
+    "cannot write to": {"fsync": lambda _: os.stat("/nonexistent")},
+}
+
+
+def test_messages_that_the_readme_explains_are_those_provoked_here() -> None:
+    cells = re.findall("^[|] (`.*?) [|]", README.split("## When something")[1], re.MULTILINE)
+    assert set(re.findall("`([^`]+)`", " ".join(cells))) == {*MESSAGES, *NOT_OURS}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_message_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    more = {"flags": "", "fsync": os.fsync, **MESSAGES[message]}
+    monkeypatch.setattr(os, "fsync", more.pop("fsync"))
+    result = run(*more.pop("flags").split(), **more)
+    assert message in result.stdout + result.stderr
