@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -44,7 +45,7 @@ CHUNK_SIZE = 1024
 LAST_CHUNK = b"0\r\n\r\n"
 
 Record = dict[str, Any]
-Records = Callable[[str, datetime, datetime], list[Record]]
+Records = Callable[[str, datetime, datetime, Optional[str]], list[Record]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Partner:
-    """What the controller knows: organizations, and records by kind, start and end of a range."""
+    """What the controller knows: organizations, and records by kind, range and organization."""
 
     organizations: Sequence[Mapping[str, Any]]
     records: Records
@@ -103,8 +104,12 @@ def metered(compute: Sequence[Instance] = (), service: Sequence[Instance] = ()) 
     """Work records out from instances and the range asked for."""
     instances = {"compute": compute, "service": service}
 
-    def records(kind: str, start: datetime, end: datetime) -> list[Record]:
-        return [instance.record(start, end) for instance in instances[kind]]
+    def records(kind: str, start: datetime, end: datetime, only: str | None) -> list[Record]:
+        return [
+            instance.record(start, end)
+            for instance in instances[kind]
+            if only in (None, instance.organization_id)
+        ]
 
     return records
 
@@ -113,11 +118,15 @@ def fixed(
     compute: Iterable[Mapping[str, Any]] = (), service: Iterable[Mapping[str, Any]] = ()
 ) -> Records:
     """Serve records as they are; only an absent start_time or end_time is set."""
-    given = {"compute": list(compute), "service": list(service)}
+    given: dict[tuple[str, str | None], list[Mapping[str, Any]]] = defaultdict(list)
+    for kind, records_of_kind in (("compute", compute), ("service", service)):
+        for record in records_of_kind:
+            given[kind, None].append(record)
+            given[kind, str(record.get("instance_organization_id"))].append(record)
 
-    def records(kind: str, start: datetime, end: datetime) -> list[Record]:
+    def records(kind: str, start: datetime, end: datetime, only: str | None) -> list[Record]:
         asked = {"start_time": iso(start), "end_time": iso(end)}
-        return [{**asked, **record} for record in given[kind]]
+        return [{**asked, **record} for record in given[kind, only]]
 
     return records
 
@@ -558,10 +567,10 @@ class Simulator:
         if end < start:
             raise RefusedError(400, "range_to is before range_from")
         offset, limit = self._page(request)
-        records = self.partner.records(kind, start, end)
-        only = request.query.get("instance_organization_id")
-        if only and self.behaviour.honour_filter:
-            records = [one for one in records if one.get("instance_organization_id") == only]
+        only = request.query.get("instance_organization_id") or None
+        records = self.partner.records(
+            kind, start, end, only if self.behaviour.honour_filter else None
+        )
         if by == "profile":
             records = profile_totals(records, start, end)
         if offset and self.behaviour.shift:
