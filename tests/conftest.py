@@ -19,9 +19,9 @@ import pytest
 from example import NOW, PRICES, RAW, SMALL, SORTED
 from rafay_simulator import Behaviour, FaultPlan, Partner, Request, Simulator
 
-import ncp_metrics
-
 sys.dont_write_bytecode = True  # no __pycache__ beside the script
+
+import ncp_metrics
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "ncp_metrics.py"
@@ -79,14 +79,20 @@ class Result:
 Run = Callable[..., Result]
 
 
+def cases(names: str, table: Mapping[str, object]) -> pytest.MarkDecorator:
+    """Run a test with each value of a table; the keys say what the cases are."""
+    return pytest.mark.parametrize(names, list(table.values()), ids=list(table))
+
+
 def environment(settings: Mapping[str, str], *, measured: bool = True) -> dict[str, str]:
-    """Return the settings, and of this process's environment only what does not matter.
+    """Return the settings, and the harmless part of this process's environment.
 
     Coverage is not measured where its own locks and files would be what fails.
     """
     prefixes = ("PATH", "COV") if measured else ("PATH",)
     kept = {name: os.environ[name] for name in os.environ if name.startswith(prefixes)}
-    return {**kept, "HOME": "/nonexistent", "LANG": "C.UTF-8", **settings}
+    own = {"HOME": "/nonexistent", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**kept, **own, **settings}
 
 
 def command(*flags: str, constants: Mapping[str, float] | None = None, now: str = NOW) -> list[str]:
@@ -194,6 +200,7 @@ def run(
             for thread in set(threading.enumerate()) - before:
                 if "process_request_thread" not in thread.name and thread.is_alive():
                     thread.join(5)  # a thread of the program, not of the stand-in
+                    assert not thread.is_alive(), thread.name
         return Result(status, stdout, stderr, contents(directory), requests)
 
     return run
