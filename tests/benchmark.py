@@ -1,13 +1,15 @@
-"""Measure ncp_metrics.py beside a serial yardstick: python tests/benchmark.py [RUNS].
+"""Measure ncp_metrics.py: python tests/benchmark.py [RUNS [OTHER_CHECKOUT]].
 
-Both read the same rendered answers of the stand-in controller, which runs in a process of its own.
-The yardstick is what one would write in an hour: one session, one page after the other, floats, no
-checks, the same two files. Figures are medians; times depend on the machine, ratios hardly.
+What is compared runs in turn against the same rendered answers of the stand-in controller, which
+runs in a process of its own. The yardstick is what one would write in an hour: one session, one
+page after the other, floats, no checks, the same two files. The other checkout may hold an earlier
+version. Figures are medians; times depend on the machine, ratios hardly.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import multiprocessing
 import os
 import platform
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -24,7 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from rafay_simulator import Behaviour, Partner, Simulator, fixed, organization
+from rafay_simulator import (
+    Behaviour,
+    Fault,
+    FaultPlan,
+    Partner,
+    Request,
+    Simulator,
+    fixed,
+    organization,
+)
 
 HERE = Path(__file__).parent
 START, END = "2026-06-01T00:00:00Z", "2026-07-01T00:00:00Z"
@@ -72,36 +83,26 @@ def yardstick(environ: dict[str, str]) -> None:
             ):
                 hours = float(record["usage"].rstrip("h"))
                 rate = prices[record["profile_name"]]
-                rows.append(
-                    [
-                        tenant["name"],
-                        tenant["id"],
-                        record["instance_project_name"],
-                        kind,
-                        record["profile_name"],
-                        record["instance_name"],
-                        record["instance_id"],
-                        record.get("status", ""),
-                        record["created_at"],
-                        "; ".join(
-                            f"{each['name']}={each.get('label_value', each['usage'])}"
-                            for each in record["parameters"]
-                        ),
-                        START,
-                        END,
-                        hours,
-                        rate,
-                        round(hours * rate, 2),
-                        "USD",
-                    ]
+                texts = ("instance_project_name", "profile_name", "instance_name", "instance_id")
+                labels = (
+                    (p["name"], p.get("label_value", p["usage"])) for p in record["parameters"]
                 )
+                parameters = "; ".join(f"{name}={value}" for name, value in labels)
+                row = [tenant["name"], tenant["id"], *(record[text] for text in texts), kind]
+                row += [record.get("status", ""), record["created_at"], parameters, START, END]
+                rows.append([*row, hours, rate, round(hours * rate, 2), "USD"])
     for name in ("ncp-metrics", "ncp-metrics-sorted"):
         with open(f"{name}.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
         rows.sort(key=lambda row: (row[0].casefold(), *row[1:7]))
 
 
-def record(tenant: dict[str, Any], number: int) -> dict[str, Any]:
+def metered(hours: float) -> dict[str, Any]:
+    """Return usage as the API writes it."""
+    return {"usage": f"{hours:.2f}h", "raw_usage": hours + 0.001234}
+
+
+def record(tenant: dict[str, Any], number: int, profiles: Sequence[str]) -> dict[str, Any]:
     """Return a usage record like those of Rafay's documents."""
     hours = number % 72000 / 100
     return {
@@ -110,65 +111,78 @@ def record(tenant: dict[str, Any], number: int) -> dict[str, Any]:
         "instance_project_id": f"9sk{number % 50:04}",
         "instance_project_name": f"project-{number % 50}",
         "profile_id": f"019c2891-0000-7aec-a429-{number % 5:012}",
-        "profile_name": PROFILES[number % 5],
+        "profile_name": profiles[number % len(profiles)],
         "instance_id": f"019c510c-0000-707d-aef7-{number:012}",
         "instance_name": f"train-{number}",
         "created_at": f"2026-05-{1 + number % 28:02}T08:51:{number % 60:02}Z",
         "parameters": [
-            {
-                "name": "GPU",
-                "usage": f"{hours:.2f}h",
-                "is_label": True,
-                "raw_usage": hours + 0.001234,
-                "label_value": "1",
-            },
-            {
-                "name": "storage_size",
-                "usage": f"{hours * 100:.2f}h",
-                "is_label": False,
-                "raw_usage": hours * 100,
-            },
+            {"name": "GPU", **metered(hours), "is_label": True, "label_value": "1"},
+            {"name": "storage_size", **metered(hours * 100), "is_label": False},
         ],
-        "usage": f"{hours:.2f}h",
-        "raw_usage": hours + 0.001234,
+        **metered(hours),
         "start_time": START,
         "end_time": END,
     }
 
 
-def partner(tenants: int, instances: int) -> Partner:
+def partner(tenants: int, instances: int, profiles: Sequence[str]) -> Partner:
     """Return a partner with so many tenants, each with so many compute instances."""
     organizations = [organization(f"t{n:05}", f"Tenant {n}") for n in range(tenants)]
-    numbers = iter(range(tenants * instances))
-    return Partner(
-        organizations,
-        fixed([record(each, next(numbers)) for each in organizations for _ in range(instances)]),
-    )
+    numbers = itertools.count()
+    rows = [record(o, next(numbers), profiles) for o in organizations for _ in range(instances)]
+    return Partner(organizations, fixed(rows))
 
 
-def serve(tenants: int, instances: int, latency: float, pipe: Connection) -> None:
+def one_less(request: Request) -> Fault | None:
+    """Take a record out of each tenant's compute list: the partner-wide list has one more."""
+    if "compute" not in request.path or "instance_organization_id" not in request.query:
+        return None
+
+    def edit(answer: dict[str, Any]) -> dict[str, Any]:
+        rows = answer["instance_usage_data"][:-1]
+        return {**answer, "instance_usage_data": rows, "count": len(rows)}
+
+    return Fault(edit=edit)
+
+
+def serve(
+    served: tuple[int, int, Sequence[str]], latency: float, plan: FaultPlan | None, pipe: Connection
+) -> None:
     """Serve a partner, rendering each answer once, until told to stop."""
-    with Simulator(partner(tenants, instances), Behaviour(rendered=True), latency=latency) as it:
-        pipe.send(it.environ)
+    behaviour = Behaviour(rendered=True)
+    with Simulator(partner(*served), behaviour, latency=latency, fault=plan) as simulator:
+        pipe.send(simulator.environ)
         pipe.recv()
 
 
+LIST_PRICES = "".join(f"{profile},{rate},,\n" for profile, rate in PRICES.items())
+
+
+def book(contracts: int = 0) -> str:
+    """Return a price book with list prices and so many contracts, four a tenant."""
+    lines = (f"{PROFILES[n % 4]},1.5,t{n // 4:05},2026-01-01\n" for n in range(contracts))
+    return f"profile,hourly_rate,organization,effective_from\n{LIST_PRICES}{''.join(lines)}"
+
+
 @contextmanager
-def simulator(tenants: int, instances: int, latency: float) -> Iterator[dict[str, str]]:
+def simulator(
+    tenants: int,
+    instances: int,
+    latency: float = 0.0,
+    plan: FaultPlan | None = None,
+    profiles: Sequence[str] = PROFILES,
+) -> Iterator[dict[str, str]]:
     """Run the simulator in a process of its own; give its settings."""
     ours, its = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=serve, args=(tenants, instances, latency, its))
+    process = multiprocessing.Process(
+        target=serve, args=((tenants, instances, profiles), latency, plan, its)
+    )
     process.start()
-    with tempfile.TemporaryDirectory() as directory:
-        book = Path(directory) / "prices.csv"
-        rates = "".join(f"{profile},{rate}\n" for profile, rate in PRICES.items())
-        book.write_text(f"profile,hourly_rate\n{rates}")
-        try:
-            settings = {"WORKERS": str(WORKERS), "PRICING_FILE": str(book)}
-            yield {**os.environ, **ours.recv(), **settings}
-        finally:
-            ours.send(None)
-            process.join()
+    try:
+        yield {**os.environ, **ours.recv(), "WORKERS": str(WORKERS)}
+    finally:
+        ours.send(None)
+        process.join()
 
 
 @dataclass
@@ -180,70 +194,109 @@ class Cost:
     memory: float
 
 
-def run(command: list[str], environ: dict[str, str]) -> Cost:
+def run(command: list[str], environ: dict[str, str], prices: str, statuses: Container[int]) -> Cost:
     """Run a command in a directory of its own."""
     with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "prices"
+        path.write_text(prices, encoding="utf-8")
         began = time.perf_counter()
-        process = subprocess.Popen(command, cwd=directory, env=environ, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            cwd=directory,
+            env={**environ, "PRICING_FILE": str(path)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    if process.returncode not in statuses:
         raise SystemExit(f"{command} ended with status {process.returncode}")
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def measure(
-    ours: list[str], other: list[str], environ: dict[str, str], runs: int
-) -> tuple[Cost, Cost]:
-    """Return the medians of both commands, run in turn, after a run of each to warm up."""
-    costs: tuple[list[Cost], list[Cost]] = ([], [])
+    commands: Mapping[str, tuple[list[str], dict[str, str], str]],
+    runs: int,
+    statuses: Container[int] = (0,),
+) -> dict[str, Cost]:
+    """Return the medians of commands with their settings and price books, run in turn.
+
+    A run of each to warm up comes first.
+    """
+    costs: dict[str, list[Cost]] = {name: [] for name in commands}
     for _ in range(runs + 1):
-        for command, taken in zip((ours, other), costs):
-            taken.append(run(command, environ))
-    names = ("wall", "cpu", "memory")
-    median_ours, median_other = (
-        Cost(*(statistics.median(getattr(cost, name) for cost in taken[1:]) for name in names))
-        for taken in costs
-    )
-    return median_ours, median_other
+        for name, command in commands.items():
+            costs[name].append(run(*command, statuses))
+    return {
+        name: Cost(
+            *(statistics.median(getattr(each, field) for each in taken[1:]) for field in FIELDS)
+        )
+        for name, taken in costs.items()
+    }
+
+
+FIELDS = ("wall", "cpu", "memory")
+
+
+def show(what: str, field: str, costs: Mapping[str, Cost], limit: float | None = None) -> None:
+    """Print a figure of each command, and the first one's ratio to each other and to a limit."""
+    figures = {name: getattr(cost, field) for name, cost in costs.items()}
+    ours, *others = figures.values()
+    ratios = [f"{ours / other:.2f} x {name}" for name, other in zip([*figures][1:], others)]
+    if limit:
+        ratios.append(f"{ours / limit:.2f} x the limit of {limit:.2f}")
+    texts = [f"{name} {figure:.3f}" for name, figure in figures.items()]
+    print(f"{what}, {field}: {', '.join(texts)}: {', '.join(ratios)}", flush=True)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the figures."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    print(f"CPython {platform.python_version()}, {os.cpu_count()} cores, medians of {runs} runs\n")
-    print("| what | ours | yardstick | ratio | limit | ratio to it |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for what, tenants, instances in (
-        ("120 tenants of 5", 120, 5),
-        ("1 tenant of 20,000", 1, 20000),
+    print(f"CPython {platform.python_version()}, {os.cpu_count()} cores, medians of {runs} runs")
+    scripts = {"ours": OURS}
+    if len(sys.argv) > 2:
+        other = Path(sys.argv[2]).absolute() / "tests/driver.py"
+        scripts["before"] = [sys.executable, str(other), END, "--"]
+    plain = book()
+    for what, tenants, instances, latency, fields in (
+        ("120 tenants of 5, 100 ms", 120, 5, LATENCY, ("wall",)),
+        ("1 tenant of 20,000, 100 ms", 1, 20_000, LATENCY, ("wall",)),
+        ("80,000 records", 160, 500, 0.0, ("cpu", "memory")),
     ):
+        with simulator(tenants, instances, latency) as environ:
+            commands = {**scripts, "yardstick": YARDSTICK}
+            costs = measure({n: (c, environ, plain) for n, c in commands.items()}, runs)
         pages = tenants * (-(-instances // PAGE) + 1)
-        limit = pages * LATENCY / WORKERS
-        with simulator(tenants, instances, LATENCY) as environ:
-            ours, other = measure(OURS, YARDSTICK, environ, runs)
-        print(
-            f"| {what}, 100 ms: wall | {ours.wall:.2f} s | {other.wall:.2f} s "
-            f"| {ours.wall / other.wall:.2f} | {limit:.2f} s | {ours.wall / limit:.2f} |"
+        for field in fields:
+            show(what, field, costs, pages * latency / WORKERS)
+    starts = {
+        name: ([*command[:1], command[1].replace("tests/driver", "ncp_metrics"), "--help"])
+        for name, command in scripts.items()
+    }
+    starts["import requests"] = [sys.executable, "-c", "import requests"]
+    costs = measure({n: (c, dict(os.environ), plain) for n, c in starts.items()}, 4 * runs)
+    show("--help", "wall", costs)
+    with simulator(5_000, 40) as environ:
+        contracts = book(contracts=20_000)
+        costs = measure(
+            {"contracts": (OURS, environ, contracts), "list": (OURS, environ, plain)}, runs
         )
-    with simulator(160, 500, 0) as environ:
-        ours, other = measure(OURS, YARDSTICK, environ, runs)
-    for what, unit, mine, theirs in (
-        ("CPU", "s", ours.cpu, other.cpu),
-        ("peak memory", "MiB", ours.memory, other.memory),
-    ):
-        print(
-            f"| 80,000 records, no latency: {what} | {mine:.2f} {unit} | {theirs:.2f} {unit} "
-            f"| {mine / theirs:.2f} | | |"
+    show("200,000 records of 5,000 tenants, 20,000 contracts", "cpu", costs)
+    with simulator(1, 400, profiles=[f"gpu-model-{n}" for n in range(400)]) as environ:
+        books = {
+            name: "profile,hourly_rate\n" + "".join(f"{prefix}-{n},1\n" for n in range(4_000))
+            for name, prefix in (("unknown", "gpu-modell"), ("known", "gpu-model"))
+        }
+        costs = measure({n: (OURS, environ, text) for n, text in books.items()}, runs, (0, 3))
+    show("400 profiles, 4,000 prices", "wall", costs)
+    with simulator(2_000, 2) as agreeing, simulator(2_000, 3, plan=one_less) as differing:
+        costs = measure(
+            {"differing": (OURS, differing, plain), "agreeing": (OURS, agreeing, plain)},
+            runs,
+            (0, 1),
         )
-    script = str(HERE.parent / "ncp_metrics.py")
-    bare = [sys.executable, "-c", "import requests"]
-    ours, other = measure([sys.executable, script, "--help"], bare, dict(os.environ), 4 * runs)
-    print(
-        f"| start: `--help`, `import requests` | {ours.wall:.3f} s | {other.wall:.3f} s "
-        f"| {ours.wall / other.wall:.2f} | | |"
-    )
+    show("2,000 tenants", "cpu", costs)
 
 
 if __name__ == "__main__":

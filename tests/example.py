@@ -10,8 +10,9 @@ NOW = "2026-07-01T00:00:00Z"
 RAW, SORTED = "ncp-metrics-07012026-000000.csv", "ncp-metrics-sorted-07012026-000000.csv"
 
 HEADER = (
-    "organization,organization_id,project,profile_type,profile,instance,instance_id,status,"
-    "created_at,parameters,period_start,period_end,usage_hours,billing_rate,billing_amount,currency,dimension"
+    "organization,organization_id,external_id,project,profile_type,profile,instance,instance_id,"
+    "status,created_at,parameters,period_start,period_end,charge,dimension,usage_hours,"
+    "billing_rate,billing_amount,currency"
 )
 PERIOD = "2026-06-01T00:00:00Z,2026-07-01T00:00:00Z"
 PRICES = "profile,hourly_rate\ngpu,2.50\nfree,0\nnotebook,0.333\n"
@@ -38,7 +39,7 @@ PARAMETERS = [
 ]
 SMALL = Partner(
     [
-        organization("o2", "northwind"),
+        organization("o2", "northwind", external_id="C-2"),
         organization("o3", "Empty"),
         organization("o1", "Fabrikam, Inc."),
         organization("o4", 'Ørsted "Øst"'),
@@ -53,17 +54,18 @@ SMALL = Partner(
         service=[usage("o1", "lab", "notebook", "10.50h")],
     ),
 )
+BILLED = f"{PERIOD},usage,instance"
 RAW_LINES = [
-    f"northwind,o2,research,compute,gpu,train-2,id-train-2,,2026-06-02T08:51:41Z,"
-    f"GPU=1; storage_size=1200.00h,{PERIOD},20.59,2.50,51.48,USD,instance",
-    f"northwind,o2,research,compute,gpu,train-1,id-train-1,running,2026-06-02T08:51:41Z,,{PERIOD},"
-    f"0.01,2.50,0.03,USD,instance",
-    f'"Fabrikam, Inc.",o1,research,compute,free,\'=HYPERLINK(),id-=HYPERLINK(),,'
-    f"2026-06-02T08:51:41Z,,{PERIOD},5.00,0,0.00,USD,instance",
-    f'"Fabrikam, Inc.",o1,research,service,notebook,lab,id-lab,,2026-06-02T08:51:41Z,,{PERIOD},'
-    f"10.50,0.333,3.50,USD,instance",
-    f'"Ørsted ""Øst""",o4,research,compute,gpu,a,id-a,deleted,2026-06-02T08:51:41Z,,{PERIOD},'
-    f"0.13,2.50,0.33,USD,instance",
+    f"northwind,o2,C-2,research,compute,gpu,train-2,id-train-2,,2026-06-02T08:51:41Z,"
+    f"GPU=1; storage_size=1200.00h,{BILLED},20.59,2.50,51.48,USD",
+    f"northwind,o2,C-2,research,compute,gpu,train-1,id-train-1,running,2026-06-02T08:51:41Z,,"
+    f"{BILLED},0.01,2.50,0.03,USD",
+    f'"Fabrikam, Inc.",o1,,research,compute,free,\'=HYPERLINK(),id-=HYPERLINK(),,'
+    f"2026-06-02T08:51:41Z,,{BILLED},5.00,0,0.00,USD",
+    f'"Fabrikam, Inc.",o1,,research,service,notebook,lab,id-lab,,2026-06-02T08:51:41Z,,{BILLED},'
+    f"10.50,0.333,3.50,USD",
+    f'"Ørsted ""Øst""",o4,,research,compute,gpu,a,id-a,deleted,2026-06-02T08:51:41Z,,{BILLED},'
+    f"0.13,2.50,0.33,USD",
 ]
 SORTED_LINES = [RAW_LINES[2], RAW_LINES[3], RAW_LINES[1], RAW_LINES[0], RAW_LINES[4]]
 

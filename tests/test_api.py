@@ -9,15 +9,16 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import urlencode
 
 import pytest
 import trustme
-from conftest import Result, Run
+from conftest import Result, Run, cases
 from example import FILES, NOW, SMALL, usage
 from rafay_simulator import (
     DEFAULT_KEY,
@@ -42,11 +43,6 @@ KEYS = re.compile(f"{DEFAULT_KEY}|{PARTNER_KEY}")
 # With these, a second attempt comes too late: the run fails for another reason.
 NO_RETRY = {"BACKOFF_SECONDS": 60.0, "SILENCE_SECONDS": 5.0}
 each_count = pytest.mark.parametrize("count", ["total", "page", "absent"])
-
-
-def cases(names: str, table: Mapping[str, Any]) -> pytest.MarkDecorator:
-    """Run a test with each value of a table; the keys say what the cases are."""
-    return pytest.mark.parametrize(names, list(table.values()), ids=list(table))
 
 
 def probe(request: Request) -> bool:
@@ -192,12 +188,6 @@ def test_each_record_is_billed_once(run: Run, count: Any, size: int) -> None:
     assert matching(result, ACME) <= size // 10 + 1 + (count != "total" and size % 10 > 0)
 
 
-def test_the_pages_of_a_list_are_requested_at_the_same_time(run: Run) -> None:
-    further = together(2, lambda request: ACME(request) and request.query["offset"] != "0")
-    result = run(partner=ACME_25, behaviour=Behaviour(max_limit=10), fault=further)
-    assert_instances(result, instances(25))
-
-
 @each_count
 @cases("changed", CHANGES)
 def test_a_changing_list_is_billed_as_it_ends(run: Run, changed: list[Any], count: Any) -> None:
@@ -229,6 +219,36 @@ def test_a_list_that_contradicts_itself_is_read_once_more_and_then_an_error(
     assert matching(result, usage_of("o1", "0")) == 2
 
 
+@pytest.mark.parametrize("size", [19, 20, 25, 30, 35])
+def test_a_capped_count_loses_nothing(run: Run, size: int) -> None:
+    behaviour = Behaviour(max_limit=10, max_count=20)
+    assert_instances(run(partner=acme(*instances(size)), behaviour=behaviour), instances(size))
+
+
+@cases("link, requests", {"null": ("url", 1), "none": ("absent", 2)})
+def test_a_next_of_null_saves_a_request(run: Run, link: Any, requests: int) -> None:
+    full_page = acme(*instances(1), others=tuple(f"p{number}" for number in range(399)))
+    behaviour = Behaviour(count="page", next_link=link)
+    result = run("--org", "o1", partner=full_page, behaviour=behaviour)
+    assert_instances(result, instances(1))
+    assert matching(result, ORGANIZATIONS) == requests
+
+
+TOGETHER = {
+    "probes and organizations": (3, lambda r: ORGANIZATIONS(r) or r.query["limit"] == "1"),
+    "first pages": (4, lambda r: "instance_org" in str(r.query) and r.query["offset"] == "0"),
+    "all further pages": (4, lambda r: "instance_org" in str(r.query) and r.query["offset"] != "0"),
+}
+
+
+@cases("number, where", TOGETHER)
+def test_requests_are_made_together(run: Run, number: int, where: Where) -> None:
+    others = [usage("o2", f"b{n:02}", "gpu", "1.00h") for n in range(25)]
+    partner = acme(*instances(25), *others, others=("o2",))
+    result = run(partner=partner, behaviour=Behaviour(max_limit=10), fault=together(number, where))
+    assert_instances(result, instances(25) + others)
+
+
 def test_an_organization_on_two_pages_is_an_error(run: Run) -> None:
     result = run(partner=acme(others=("o2", "o2", "o3")), behaviour=Behaviour(max_limit=2))
     assert_failed(result, "organizations.*o2")
@@ -243,6 +263,8 @@ def test_a_count_that_is_too_low_never_shortens_the_bill(run: Run) -> None:
 @pytest.mark.parametrize("count", ["total", "page"])
 def test_a_list_with_too_many_pages_is_an_error(run: Run, count: Any) -> None:
     behaviour, constants = Behaviour(max_limit=10, count=count), {"MAX_PAGES": 5}
+    beyond = always(Fault(edit=lambda answer: {**answer, "count": 10**30}), ACME)
+    assert_failed(run(partner=ACME_25, fault=beyond), "Acme.*10000 pages")
     result = run(partner=acme(*instances(51)), behaviour=behaviour, constants=constants)
     assert_failed(result, "Acme.*5 pages")
     result = run(partner=acme(*instances(31)), behaviour=behaviour, constants=constants)
@@ -276,6 +298,13 @@ def test_an_instance_that_the_whole_partner_lacks_is_an_error(run: Run) -> None:
     assert_failed(run(partner=ACME_25, behaviour=NO_COUNT, fault=lacking), "Acme.*id-07")
 
 
+def test_the_number_of_records_is_compared_and_their_hours_are_not(run: Run) -> None:
+    one_more = always(one_page(lambda rows: [*rows, {**rows[3], "start_time": "x"}]), WHOLE)
+    assert_failed(run(partner=ACME_25, behaviour=NO_COUNT, fault=one_more), "Acme.*id-03")
+    others = always(one_page(lambda rows: [{**row, "usage": "9h"} for row in rows]), WHOLE)
+    assert_instances(run(partner=ACME_25, behaviour=NO_COUNT, fault=others), instances(25))
+
+
 def test_each_organization_that_disagrees_is_read_once_more_and_named(run: Run) -> None:
     others = [usage("o2", "two", "gpu", "1h"), usage("o3", "three", "gpu", "1h")]
     lacking = always(one_page(lambda rows: rows[1:]), lambda r: ACME(r) or usage_of("o3")(r))
@@ -301,7 +330,7 @@ def test_usage_of_an_unlisted_organization_is_billed_with_a_warning(run: Run, co
     billed = [[row["organization"], row["organization_id"], row["instance"]] for row in result.rows]
     assert billed[1:] == [["o8", "o8", "y"], [GONE, "o9", "z"], [GONE, "o9", "lab"]]
     assert (result.status, len(result.warnings)) == (0, 2)
-    assert re.search(r"(?s)not listed.*o8.*not listed.*Gone, Inc. \(o9\)", result.stderr)
+    assert re.search(r"(?s)o8 \(o8\).*not listed.*Gone, Inc. \(o9\).*not listed", result.stderr)
 
 
 @cases("flags, environ", {"flag": (["--no-reconcile"], {}), "variable": ([], {"RECONCILE": "0"})})
@@ -315,20 +344,23 @@ def test_reconciliation_can_be_skipped(run: Run, flags: list[str], environ: Any)
 
 # Retries
 
-STALL = 0.15
+STALL, CLOSED = 0.15, "reset|closed|JSON"
 PASSING = {
-    "connection reset": (Fault("reset"), "reset|closed"),
-    "reset in the body": (Fault("reset-body"), "cut off|JSON"),
-    "body too short": (Fault("cut-length"), "cut off|JSON"),
-    "last chunk missing": (Fault("cut-chunked"), "cut off|JSON"),
-    "broken gzip": (Fault("bad-gzip"), "decompress"),
+    "connection reset": (Fault("reset"), CLOSED),
+    "reset in the body": (Fault("reset-body"), CLOSED),
+    "body too short": (Fault("cut-length"), CLOSED),
+    "last chunk missing": (Fault("cut-chunked"), CLOSED),
+    "broken gzip": (Fault("bad-gzip"), "damaged"),
     "no answer": (Fault("stall"), f"{STALL} s"),
     "half an answer": (Fault("stall-body"), f"{STALL} s"),
     "a web page": (Fault(body=b"<html>Sign in", content_type="text/html"), "JSON.*<html>Sign in"),
     "an empty body": (Fault(), "JSON"),
     "deeply nested": (Fault(body=b"[" * 100_000), "JSON"),
     "500": (Fault(status=500, body=b'{"message": "unexpected error"}'), "500.*unexpected error"),
-    **{str(status): (Fault(status=status), str(status)) for status in (429, 502, 503, 504)},
+    **{
+        str(status): (Fault(status=status), str(status))
+        for status in (408, 425, 429, 502, 503, 504)
+    },
 }
 LARGE, GZIP = gzip.compress(b" " * 2**21), {"Content-Encoding": "gzip"}
 LASTING = {
@@ -424,6 +456,9 @@ ECHOES = {
     "a web page": Fault(body=b"<pre>x-api-key: %b</pre>" % KEY),
     # Wherever a text is cut before its keys are taken out, part of a key is left in one of these.
     **{f"cut {n}": Fault(body=b"x" * n + (KEY + b"x" * 10) * 99) for n in (0, 10, 20)},
+    **{f"edge {n}": Fault(status=400, body=b"x" * n + KEY * 100) for n in (0, 7, 13)},
+    "JSON escapes": Fault(status=400, body=KEY.replace(b"-", b"\\u002d") * 30),
+    "percent-encoded": Fault(status=400, body=KEY.replace(b"-", b"%2D") * 30),
     "a field": Fault(edit=lambda answer: {**answer, "kind": DEFAULT_KEY}),
 }
 UNUSABLE = {
@@ -432,7 +467,7 @@ UNUSABLE = {
     "no https": ("https://127.0.0.1:{port}", ""),
 }
 ELSEWHERE = [
-    "http://127.0.0.2:{port}\\@127.0.0.1:{port}/x",
+    "http://127.0.0.2:{port}/\\@127.0.0.1:{port}/x",
     "http://127.0.0.1:{port}@127.0.0.2:{port}/x",
     "http://127.0.0.2:{port}/x",
     "http://localhost:{port}/x",
@@ -478,17 +513,22 @@ def test_a_run_ends_if_no_answer_is_ever_complete(run: Run, fault: Fault) -> Non
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_on_the_same_host_is_followed_with_the_key(run: Run, status: int) -> None:
     def redirect(request: Request) -> Fault | None:
-        location = {"Location": f"{request.path}/?{urlencode(request.query)}"}
-        return None if request.path.endswith("/") else Fault(status=status, headers=location)
+        if request.path.endswith("/"):
+            return None
+        path = request.path + "/" * ("hop" in request.query)  # the second hop adds the slash
+        location = f"{path}?{urlencode({**request.query, 'hop': 1})}"
+        return Fault(status=status, headers={"Location": location, "Set-Cookie": "a=b; Path=/"})
 
-    assert_billed(run(fault=redirect))
+    result = run(fault=redirect)
+    assert_billed(result)
+    assert not matching(result, lambda request: "cookie" in request.headers)
 
 
 @pytest.mark.parametrize("location", ELSEWHERE)
 def test_no_redirect_leaves_the_host(run: Run, stand_in: Simulator, location: str) -> None:
     headers = {"Location": location.format(port=stand_in.url.rpartition(":")[2])}
     result = run(fault=always(Fault(status=302, headers=headers), COMPUTE), constants=NO_RETRY)
-    assert_failed(result, "redirect.*RAFAY_CONSOLE_URL")
+    assert_failed(result, "RAFAY_CONSOLE_URL.*redirect")
     assert not matching(result, lambda request: request.path == "/x")
 
 
@@ -530,12 +570,23 @@ def test_proxy_and_netrc_unused(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not matching(result, lambda request: "authorization" in request.headers)
 
 
-def test_a_proxy_is_named_without_its_password(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    for port in (1, 99999):
-        monkeypatch.setenv("HTTPS_PROXY", f"http://me:s3cret@127.0.0.1:{port}")
-        result = run(RAFAY_CONSOLE_URL="https://rafay.invalid", constants={"ATTEMPTS": 1})
-        assert_failed(result, "HTTPS_PROXY")
-        assert "s3cret" not in result.stderr
+PROXIES = [
+    *("http://", "http://me:s3cret@", ":1", "//", "http://["),
+    *(f"http://me:s3{char}cret@127.0.0.1:{port}" for char in "-/#@:" for port in (1, 99999)),
+]
+
+
+@cases("proxy", {each: each for each in PROXIES})
+def test_no_password_is_shown(run: Run, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    result = run(RAFAY_CONSOLE_URL="https://rafay.invalid", constants={"ATTEMPTS": 1})
+    assert_failed(result, "HTTPS_PROXY")
+    assert not re.search("s3|cret", result.stderr)
+
+
+def test_threads_may_be_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError))
+    assert_failed(run(), "WORKERS")
 
 
 @cases("fault", ECHOES)

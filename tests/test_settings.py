@@ -9,7 +9,7 @@ from zoneinfo import available_timezones
 import iso4217
 import pytest
 from conftest import ROOT, Result, Run
-from example import FILES, usage
+from example import usage
 from rafay_simulator import Partner, Simulator, fixed, organization
 
 KEYS = ["RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY"]
@@ -54,9 +54,8 @@ INVALID = {  # the beginning of the error: values of the variable
         *"http://[2001:db8::7] http://localhost.acme.com http://127.0.0.1.acme.com".split(),
         *"ftp://me:hunter2@acme.com file:///etc ://acme.com me:hunter2://acme.com".split(),
     ],
-    "RAFAY_CONSOLE_URL: .*password": "me@acme.com https://me:hunter2@acme.com a@[::1]".split(),
-    "RAFAY_CONSOLE_URL: .*port": "a.com:0 a.com:65536 a.com:99999 [127.0.0.1] [1:2]".split(),
     "RAFAY_CONSOLE_URL: .*host": [
+        *"me@acme.com https://me:hunter2@acme.com a@[::1] a.com:0 a.com:65536 a.com:99999".split(),
         *"https:// https:/// https:acme.com https://https://acme.com https://[hunter2]".split(),
         *"acme.com/console acme.com// acme.com#a acme..com acme\\com acmé.com 2001:db8::7".split(),
         *"acme.com: acme.com:https acme.com:٨٤٤٣ acme.com:hunter2 acme.com/?key=hunter2".split(),
@@ -98,7 +97,7 @@ def test_a_setting_is_its_flag_or_else_its_variable(
 
 
 def test_keys_are_trimmed(run: Run, stand_in: Simulator) -> None:
-    assert run(**{key: f"\t{stand_in.environ[key]} \n" for key in KEYS}).files == FILES
+    assert run(**{key: f"\t{stand_in.environ[key]} \n" for key in KEYS}).status == 0
 
 
 @pytest.mark.parametrize("environ", [{}, dict.fromkeys(REQUIRED, ""), dict.fromkeys(REQUIRED, " ")])
@@ -140,7 +139,7 @@ def test_every_iso_4217_currency_is_accepted_with_its_digits(run: Run, directory
 @pytest.mark.parametrize(("url", "status"), [("HTTP://LOCALHOST:{}/", 0), ("127.0.0.1:{}", 1)])
 def test_the_default_scheme_is_https(run: Run, stand_in: Simulator, url: str, status: int) -> None:
     result = run(RAFAY_CONSOLE_URL=url.format(stand_in.url.rpartition(":")[2]))
-    assert (result.status, result.files) == (status, {} if status else FILES)
+    assert (result.status, len(result.files)) == (status, 0 if status else 2)
 
 
 def test_an_output_directory_must_be_writable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +154,12 @@ def test_everything_wrong_is_reported_at_once_before_any_request(run: Run) -> No
     named = [flag.partition("=")[0] for flag in flags]
     assert_errors(result, *named, *wrong, "csv: line 2:", "csv: line 3:")
     assert result.requests == []
+
+
+@pytest.mark.parametrize("flag", ["--currency=usd", "--timezone=Mars"])
+def test_what_is_wrong_is_reported_once(run: Run, flag: str) -> None:
+    prices = "profile,hourly_rate,currency,effective_from\ngpu,1,USD,2026-03-29T02:30\n"
+    assert_errors(run(flag, prices=prices), f"^{flag.partition('=')[0]}")
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -188,30 +193,33 @@ def test_org_makes_a_partial_bill_of_names_and_ids(run: Run, flags: str, billed:
 @pytest.mark.parametrize(
     ("flags", "errors"),
     [
-        *(("--org=Northwnd", ["'Northwnd'.* Northwind"]), ("--org=4kd82mb", ["4kd82mb.* 4kd82ma"])),
+        *(("--org=Northwnd", ["'Northwnd'.* Northwind"]), ("--org=", ["''.* not listed$"])),
         *(("--org=NORTHWND", ["Northwind"]), ("--org=fabrikam", ["'fabrikam'.* p7w3xq9, t2"])),
         ("--check --org=Acme --org=Northwind --org=Zephyr", ["'Acme'", "'Zephyr'"]),
     ],
 )
 def test_an_unknown_or_ambiguous_org_is_an_error(run: Run, flags: str, errors: list[str]) -> None:
-    assert_errors(run(*flags.split(), partner=TENANTS), *(f"--org.*{error}" for error in errors))
+    result = run(*flags.split(), partner=TENANTS)
+    assert (result.status, result.files, len(result.errors)) == (2, {}, len(errors))
+    for error, pattern in zip(result.errors, errors):
+        assert re.search(f"^--org: .*{pattern}", error)
 
 
 def test_check_asks_both_apis_a_little_and_writes_nothing(run: Run, stand_in: Simulator) -> None:
     partner = Partner([organization(f"o{n}", f"n{n}") for n in range(123)], fixed())
     result = run("--check", partner=partner)
     assert (result.status, result.stderr, result.files) == (0, "", {})
-    for text in (stand_in.url, "prices.csv", "2026-06-01T00:00:00Z", " 123"):
+    for text in ("prices.csv", "2026-06-01T00:00:00Z", " 123"):
         assert text in result.stdout
-    assert len({request.path for request in result.requests}) == 2
+    assert len({request.path for request in result.requests}) == 3
     assert len(result.requests) <= 5
 
 
 def test_check_warns_of_what_a_bill_would_warn_of(run: Run) -> None:
     prices = "profile,hourly_rate,organization\ngpu,1,\ngpu,1,Nordwind\n"
     result = run("--check", "--month=2026-07", prices=prices, now="2026-07-03T00:00:00Z")
-    assert re.search("line 3.*Nordwind", result.stdout + result.stderr)
-    assert "provisional" in result.stdout + result.stderr
+    assert (result.status, result.files) == (3, {})
+    assert re.search("line 3.*Nordwind", result.stderr)
 
 
 def test_quiet_prints_warnings_only(run: Run) -> None:
@@ -224,5 +232,10 @@ def test_quiet_prints_warnings_only(run: Run) -> None:
 def test_help_and_version_need_no_settings(run: Run, flag: str) -> None:
     result = run(flag, prices=None, **dict.fromkeys(REQUIRED, ""))
     assert (result.status, result.stderr) == (0, "")
-    texts = [r"^ncp_metrics \d+\.\d+\.\d+$"] if flag == "--version" else ALL
+    texts = (
+        [r"^ncp_metrics \d+\.\d+\.\d+$"] if flag == "--version" else [*ALL, "\n  129, 130, 143 "]
+    )
     assert [text for text in texts if not re.search(text, result.stdout)] == []
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    named = re.findall(r"^  ([A-Z_]+)", result.stdout, re.M)
+    assert named[:3] == ([] if flag == "--version" else REQUIRED)

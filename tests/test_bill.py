@@ -1,0 +1,137 @@
+"""What is unbilled, and what the summary and the files say of it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import struct
+from fcntl import ioctl
+from subprocess import PIPE, Popen
+from termios import TIOCSWINSZ
+from typing import Any
+
+import pytest
+from conftest import Prepare, Run, command, environment
+from example import SMALL, usage
+from rafay_simulator import Fault, Partner, always, first, fixed, organization, path_has
+
+BOOK = "profile,dimension,organization,effective_from,effective_to,hourly_rate\n"
+GPU = {"name": "GPU", "usage": "10.00h", "is_label": True, "label_value": "2"}
+DISK = {"name": "disk", "usage": "1200.00h", "is_label": False}
+
+
+def partner(*records: Any) -> Partner:
+    """Meter these records for an organization A."""
+    return Partner([organization("o1", "A")], fixed(compute=records))
+
+
+def metered(*parameters: Any, hours: str = "10h", name: str = "i", **more: Any) -> Any:
+    """Meter an instance of a profile gpu."""
+    return usage("o1", name, "gpu", hours, parameters=list(parameters), **more)
+
+
+@pytest.mark.parametrize(
+    ("prices", "records", "warnings"),
+    [
+        ("gpu,,,,,1", [metered()], []),
+        ("", [metered()], ["instance of profile gpu has no price: 10.00 hours"]),
+        ("gpux1,,,,,1", [usage("o1", "i", "gpux", "1h")], ["did you mean gpux1?"]),
+        ("", [metered(hours="0h")], []),
+        ("gpu,,,,,0", [metered()], []),
+        ("gpu,,,,,1\nx,,Aa,,,1", [metered()], ["line 3: organization 'Aa' is neither listed"]),
+        ("gpu,,,,,1\nx,,B,2026-07-01,,1\nx,,B,,2026-06-01,1", [metered()], []),
+        ("gpu,,,,,1\ngpu,CPU,,,,1", [metered(GPU)], ["line 3: no record of gpu has a parameter"]),
+        ("gpu,,,,,1\ngpu,CPU,,2026-07-01,,1\nother,CPU,,,,1", [metered(GPU)], []),
+        ("gpu,,,,,1\ngpu,GPU,,,,1", [metered(GPU), metered(name="j")], []),
+        (
+            "gpu,,,,,1\ngpu,disk,,2026-06-11,,1",
+            [metered(DISK)],
+            ["disk of profile gpu has no price: 1200.00 hours are not billed; instances: 1"],
+        ),
+    ],
+)
+def test_what_is_unbilled_is_a_warning_and_status_3(
+    run: Run, prices: str, records: list[Any], warnings: list[str]
+) -> None:
+    result = run("--quiet", prices=f"{BOOK}{prices}\n", partner=partner(*records))
+    assert len(result.warnings) == len(warnings)
+    assert [text for text, line in zip(warnings, result.warnings) if text not in line] == []
+    assert (result.status, len(result.files)) == (3 if warnings else 0, 2)
+
+
+def test_the_summary_counts_parameters_that_only_some_records_have(run: Run) -> None:
+    both = partner(metered(GPU), metered(name="j"))
+    result = run(prices=f"{BOOK}gpu,,,,,1\ngpu,GPU,,,,1\n", partner=both)
+    assert "\nGPU of gpu: 1 of 2 records\n" in result.stdout
+    assert (
+        result.stdout.split("\n")[0].split() == "Organization Instances Hours Amount (USD)".split()
+    )
+    assert result.stdout.split("\n")[1].split() == ["A", "(o1)", "2", "20.00", "40.00"]
+
+
+@pytest.mark.parametrize(
+    ("hours", "status"), [(["400h", "320.02h"], 0), (["400h", "320.03h"], 1), (["720.01h"], 0)]
+)
+def test_more_hours_than_the_period_are_a_warning(run: Run, hours: list[str], status: int) -> None:
+    records = [metered(hours=each, profile_id=str(n)) for n, each in enumerate(hours)]
+    result = run(prices=f"{BOOK}gpu,,,,,1\n", partner=partner(*records))
+    assert (result.status, len(result.warnings)) == (0, status)
+    assert all("more hours than the period has: check id-i;" in each for each in result.warnings)
+
+
+def test_cells_are_one_line_and_no_formulas_and_hours_are_exact(run: Run) -> None:
+    names = ["=1", "+1", "-1", "@1", "a\tb\nc\r\u2028d\x00"]
+    records = [metered(name=name, hours="0.1250h") for name in names]
+    rows = run(prices=f"{BOOK}gpu,,,,,1\n", partner=partner(*records)).rows
+    assert [row["instance"] for row in rows] == ["'=1", "'+1", "'-1", "'@1", "a b c  d "]
+    assert {(row["usage_hours"], row["billing_amount"]) for row in rows} == {("0.125", "0.13")}
+
+
+@pytest.mark.parametrize("where", ["organizations", "kind/compute", "kind/service"])
+def test_check_tries_everything_and_reports_each_failure(run: Run, where: str) -> None:
+    result = run("--check", fault=always(Fault("answer", status=404), path_has(where)))
+    assert (result.status, len(result.errors), result.files) == (1, 1, {})
+    assert len({request.path for request in result.requests}) == 3
+
+
+KEY = "ab/cdef-12\\3"
+JSON = "".join(f"\\u{ord(char):04x}" for char in KEY)
+
+
+@pytest.mark.parametrize(
+    "said", [KEY, JSON, KEY.replace("/", "\\/"), "".join(f"%{ord(c):02X}" for c in KEY)]
+)
+def test_a_key_is_never_shown_in_part(run: Run, said: str) -> None:
+    answer = Fault("answer", status=404, body=f"{said} ".encode() * 40)
+    result = run(RAFAY_DEFAULT_API_KEY=KEY, fault=always(answer, path_has("usage")))
+    assert (result.status, "***" in result.stderr) == (1, True)
+    assert [part for part in ("cdef", "0063", "%63", "12") if part in result.stderr] == []
+
+
+@pytest.mark.parametrize("password", ["s3cr/et9x", "s3cr#et9x", "s3cr@et9x", "s3cr?et9x"])
+@pytest.mark.parametrize("begin", ["http://", ""])
+def test_the_password_of_a_proxy_is_never_shown_in_part(
+    run: Run, monkeypatch: pytest.MonkeyPatch, begin: str, password: str
+) -> None:
+    proxy = f"{begin}me:{password}@127.0.0.1:9"
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    more = {"HTTPS_PROXY": proxy, "constants": {"CONNECT_SECONDS": 0.5}}
+    result = run(RAFAY_CONSOLE_URL="https://a.invalid", RECONCILE="0", **more)
+    assert (result.status, bool(result.errors)) == (1, True)
+    assert [part for part in ("s3cr", "et9x") if part in result.stderr] == []
+
+
+def test_progress_stays_on_one_line_of_a_narrow_terminal(prepare: Prepare) -> None:
+    leader, follower = pty.openpty()
+    ioctl(follower, TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    busy = first(2, Fault("answer", status=503), path_has("usage"))
+    environ = environment(prepare(SMALL, fault=busy))
+    slow = command("--check", constants={"BACKOFF_SECONDS": 1.5})
+    with Popen(slow, env=environ, stderr=follower, stdout=PIPE) as process:
+        os.close(follower)
+        assert process.wait(50) == 0
+    shown = os.read(leader, 10_000).decode()
+    os.close(leader)
+    lines = shown.replace("\x1b[K", "").split("\r")
+    assert "retrying" in shown
+    assert max(map(len, lines)) <= 39
