@@ -220,11 +220,20 @@ def check_zone(text: str) -> tzinfo:
     raise ValueError(f"{text!r} is not an IANA time zone, such as Europe/Berlin")
 
 
+def check_path(text: str) -> Path:
+    """Return a path that stays the same if the working directory goes away."""
+    try:
+        return Path(os.path.abspath(text))
+    except OSError:
+        raise ValueError(f"{text} is in a working directory that no longer exists") from None
+
+
 def check_directory(text: str) -> Path:
     """Return a directory that files can be written to."""
-    if not os.path.isdir(text) or not os.access(text, os.W_OK | os.X_OK):
-        raise ValueError(f"{os.path.abspath(text)} is not a directory that you can write to")
-    return Path(text)
+    path = check_path(text)
+    if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} is not a directory that you can write to")
+    return path
 
 
 def check_number(low: int, high: int, text: str) -> int:
@@ -247,7 +256,7 @@ SETTINGS: tuple[tuple[str, str, str | None, Callable[[str], object]], ...] = (
     ("DAYS", "--days", "30", partial(check_number, 1, 3650)),
     ("TIMEZONE", "--timezone", "UTC", check_zone),
     ("CURRENCY", "--currency", "USD", check_currency),
-    ("PRICING_FILE", "--pricing", str(Path(__file__).with_name("pricing.csv")), Path),
+    ("PRICING_FILE", "--pricing", str(Path(__file__).with_name("pricing.csv")), check_path),
     ("OUTPUT_DIR", "--output-dir", os.curdir, check_directory),
     ("WORKERS", "", "8", partial(check_number, 1, 32)),
     ("RECONCILE", "", "1", partial(check_number, 0, 1)),
@@ -263,7 +272,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise SettingsError, without the values that argparse quotes: one may be an API key."""
-        raise SettingsError(re.sub(" '.*'", "", message) + "; see --help")
+        raise SettingsError(re.sub(r""" (['"]).*\1""", "", message) + "; see --help")
 
 
 def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -711,7 +720,7 @@ def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
             names = [row.get(key) for key in ("name", "id", "instance_name", "instance_id")]
             what = "instance" if kind else "organization"
             raise Failure(f"{what} {' '.join(str(n) for n in names if n)}: {error}") from None
-    return Page(parsed, count or 0, "next" in answer and answer["next"] is None)
+    return Page(parsed, count or 0, not kind and answer.get("next", "") is None)
 
 
 def objects(rows: Any, what: str) -> list[dict[str, Any]]:
@@ -773,6 +782,8 @@ def text_of(row: dict[str, Any], name: str, required: bool = False) -> str:
 def parse_time(text: Any) -> datetime:
     """Return an ISO 8601 time, UTC unless it has an offset, as aware UTC; raises Failure."""
     try:
+        if type(text) is not str:
+            raise TypeError
         try:  # ten times as fast as isoparse, for times as documented
             moment = datetime.fromisoformat(text[:-1] if text[-1:] == "Z" else text)
         except ValueError:
@@ -803,6 +814,8 @@ def parse_parameters(parameters: Any, priced: Collection[str]) -> tuple[str, Qua
                 raise Failure("has a price, but is listed twice")
             if name in priced and is_label and not DECIMAL.fullmatch(label):
                 raise Failure(f"has a price, but its label {label!r} is not a plain decimal")
+            if name in priced and is_label and Decimal(label) > MAX_QUANTITY_HOURS:
+                raise Failure(f"has a price, but its label {label!r} is absurd")
             if name in priced:
                 quantities[name] = EXACT.multiply(Decimal(label), usage) if is_label else usage
         except Failure as error:
@@ -1422,12 +1435,19 @@ def secret_pattern(environ: Mapping[str, str]) -> re.Pattern[str]:
     patterns = []
     for text in sorted(filter(None, texts), key=lambda text: (-len(text), text)):
         pattern = "".join(
-            rf"(?:\\*(?:{re.escape(char)}|u00(?i:{ord(char):02x}))|%(?:25)*(?i:{ord(char):02x}))"
+            rf"(?:\\{{0,9}}(?:{re.escape(char)}|u00(?i:{ord(char):02x}))|%(?:25)*(?i:{ord(char):02x}))"
             for char in text
         )
         # A short one may be part of a word.
         patterns.append(pattern if len(text) > 7 else rf"(?<!\w){pattern}(?!\w)")
-    return re.compile("|".join([*patterns, r"(?<=//)\S*(?=@)"]))
+    return re.compile("|".join(patterns) or "(?!)")
+
+
+def hide_login(word: re.Match[str]) -> str:
+    """Return a word without the login of a URL in it."""
+    scheme, slashes, rest = word[0].partition("//")
+    _, at, host = rest.rpartition("@")
+    return f"{scheme}//***@{host}" if slashes and at else word[0]
 
 
 class Screen:
@@ -1447,7 +1467,7 @@ class Screen:
 
         What could steer a terminal, or reorder a line, becomes an escape.
         """
-        text = self.secrets.sub("***", text)
+        text = re.sub(r"\S+", hide_login, self.secrets.sub("***", text))
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
     def say(self, *texts: str, about: str = "") -> None:
@@ -1513,7 +1533,7 @@ def audit(settings: Settings, book: PriceBook) -> list[str]:
     return [
         f"Period: {start} to {end} (excluded)",
         f"Time zone: {settings.timezone}",
-        f"Price book: {book.path.absolute()}, prices: {len(book.prices)}",
+        f"Price book: {book.path}, prices: {len(book.prices)}",
         f"SHA-256 of the price book: {book.sha256}",
         f"Version: ncp_metrics {__version__}",
     ]
@@ -1599,6 +1619,10 @@ def check(client: Client, settings: Settings, book: PriceBook, screen: Screen) -
                 continue
             [listed] = read_lists(client, [listing]).values()
             names = Names(listed)
+            if not listed:
+                raise Failure(
+                    "organizations: none is listed: is PARTNER_API_KEY the partner's key?"
+                )
             chosen = choose(settings.organizations, names)
             screen.say(f"{listing}: {len(listed)} listed, {len(chosen)} to bill")
             unknown = describe_unknown(resolve(book, names)[1], book, names, settings.period)
@@ -1614,7 +1638,7 @@ def check(client: Client, settings: Settings, book: PriceBook, screen: Screen) -
 
 
 def write_bill(
-    settings: Settings, bill: Bill, screen: Screen, now: datetime
+    settings: Settings, bill: Bill, facts: Sequence[str], screen: Screen, now: datetime
 ) -> tuple[int, list[str]]:
     """Write the files and warnings; return the exit status and the summary; raises Failure."""
     period, currency, book = settings.period, settings.currency, bill.book
@@ -1627,8 +1651,8 @@ def write_bill(
     screen.say(*doubts, *unbilled, about="warning")
     summary = [*summarize(lines, len(bill.organizations), currency), *notes, bill.note]
     raw, in_order = write_files(lines, currency, settings.output_dir, now)
-    files = [f"Raw file: {raw.absolute()}", f"Sorted file: {in_order.absolute()}"]
-    return 3 if unbilled else 0, [*summary, *audit(settings, book), *files]
+    files = [f"Raw file: {raw}", f"Sorted file: {in_order}"]
+    return 3 if unbilled else 0, [*summary, *facts, *files]
 
 
 def run(
@@ -1645,7 +1669,7 @@ def run(
         if flags.check:
             return check(client, settings, book, screen), []
         bill = read_bill(client, settings, book, screen)
-    return write_bill(settings, bill, screen, now)
+    return write_bill(settings, bill, audit(settings, book), screen, now)
 
 
 def main(
@@ -1657,17 +1681,18 @@ def main(
     screen = Screen(environ)
     status: int | None = None
     try:
-        handle_signals(stop)
-        gc.set_threshold(100_000)  # records hold no cycles: seldom look for them
-        status, summary = run(argv, environ, clock(), screen)
-        handle_signals(stop)  # a summary that nobody reads can be interrupted
-        screen.say(*summary)
-        return status
-    except Failure as failure:
-        hidden = len(failure.args) - MAX_PROBLEMS
-        rest = [f"and {hidden} more"] if hidden > 0 else []
-        screen.say(*failure.args[:MAX_PROBLEMS], *rest, about="error")
-        return failure.status
+        try:
+            handle_signals(stop)
+            gc.set_threshold(100_000)  # records hold no cycles: seldom look for them
+            status, summary = run(argv, environ, clock(), screen)
+            handle_signals(stop)  # a summary that nobody reads can be interrupted
+            screen.say(*summary)
+            return status
+        except Failure as failure:
+            hidden = len(failure.args) - MAX_PROBLEMS
+            rest = [f"and {hidden} more"] if hidden > 0 else []
+            screen.say(*failure.args[:MAX_PROBLEMS], *rest, about="error")
+            return failure.status
     except Stopped as stopped:
         number: int = stopped.args[0]
         if status is None:

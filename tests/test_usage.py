@@ -195,7 +195,7 @@ def test_a_priced_label_bills_its_value_times_its_usage(
     assert (result.status, rows[1:]) == (0, [["CPU", hours, amount]])
 
 
-@pytest.mark.parametrize("value", ["A100", "", "-1", "1e3", "1,5", "２", None])
+@pytest.mark.parametrize("value", ["A100", "", "-1", "1e3", "1,5", "２", "9" * 40, None])
 def test_a_priced_label_that_is_no_plain_decimal_is_an_error(run: Run, value: Any) -> None:
     parameters = [SERVICE_ID, label("CPU", value, usage="1h")]
     assert_refused(bill(run, {"parameters": parameters}, prices=CPU_PRICES), "vm-1", "CPU", "label")
@@ -331,6 +331,7 @@ def test_the_summary_adds_up_the_rows_of_each_organization(run: Run, prices: Any
         ("compute", {"range_from": "2026-06-02T00:00:00Z"}, "2026-06-02T00:00:00Z"),
         ("compute", {"range_to": "2026-06-30T00:00:00Z"}, "2026-06-30T00:00:00Z"),
         ("compute", {"range_to": 7}, "7"),
+        ("compute", {"range_to": {"seconds": 7}}, "7"),
         ("organizations", b"[]", "JSON"),
         ("organizations", b"{}", "results"),
         *(("organizations", {"results": rows}, "results") for rows in (None, {"0": 0})),
