@@ -310,19 +310,6 @@ def test_a_contract_of_one_tenant_changes_nobody_elses_lines(run: Run, directory
     ]
 
 
-def test_each_part_of_the_period_is_billed_at_its_own_rate(run: Run) -> None:
-    disk = {"disk": Decimal(100)}
-    instance = Instance(ACME, "Acme", "p", "vm", "i", "i", "", Decimal(1), quantities=disk)
-    prices = ["vm,,,,,2.50", "vm,Acme,,,,2.00", "vm,Acme,,2026-06-15,,1.80", "vm,,,,disk,0.0001"]
-    result = run(partner=Partner(LISTED, metered(compute=[instance])), prices=book(*prices))
-    assert cells(result, "period_start", "period_end", "dimension", *AMOUNT) == [
-        "2026-06-01T00:00:00Z 2026-06-15T00:00:00Z instance 336.00 2.00 672.00",
-        "2026-06-01T00:00:00Z 2026-06-15T00:00:00Z disk 33600.00 0.0001 3.36",
-        "2026-06-15T00:00:00Z 2026-07-01T00:00:00Z instance 384.00 1.80 691.20",
-        "2026-06-15T00:00:00Z 2026-07-01T00:00:00Z disk 38400.00 0.0001 3.84",
-    ]
-
-
 def test_the_example_of_rafay_costs_144(run: Run) -> None:
     record = vm(quantity("CPU", "96.00h"), quantity("GPU", "48.00h"))
     prices = book("vm,,,,,0", "vm,,,,CPU,0.5", "vm,,,,GPU,2")
