@@ -344,7 +344,7 @@ def test_reconciliation_can_be_skipped(run: Run, flags: list[str], environ: Any)
 
 # Retries
 
-STALL, CLOSED = 0.15, "reset|closed|JSON"
+STALL, CLOSED = 0.5, "reset|closed|JSON"
 PASSING = {
     "connection reset": (Fault("reset"), CLOSED),
     "reset in the body": (Fault("reset-body"), CLOSED),
