@@ -370,10 +370,10 @@ def test_a_price_in_force_of_an_unknown_organization_is_a_warning(
     assert all(re.fullmatch(pattern, warning) for warning in result.warnings)
 
 
-def test_the_nearest_name_is_looked_up_for_20_at_most(run: Run) -> None:
+def test_the_nearest_name_is_looked_up_for_the_first_unknown_ones(run: Run) -> None:
     lines = [f"vm,Acme{n},,,2\n" for n in range(25)]
     result = run(partner=partner(vm()), prices=f"{ENDS}vm,,,,1\n{''.join(lines)}")
-    assert ["mean Acme?" in each for each in result.warnings] == [True] * 20 + [False] * 5
+    assert ["mean Acme?" in each for each in result.warnings] == [True] * 5 + [False] * 20
 
 
 @pytest.mark.parametrize("flags", [[], ["--check"]], ids=["bill", "check"])
