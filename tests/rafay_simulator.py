@@ -36,8 +36,7 @@ PARTNER_ID = "q1w2e3r"
 DEFAULT_ORGANIZATION_ID = "zx9cv8b"
 ORGANIZATIONS_PATH = re.compile(r"/auth/v1/organizations(?:/([^/]+))?")
 USAGE_PATH = re.compile(
-    r"/apis/billing\.envmgmt\.io/v1/metrics/partner"
-    r"/(instance|profile)/kind/(compute|service)/usage"
+    r"/apis/billing\.envmgmt\.io/v1/metrics/partner/instance/kind/(compute|service)/usage"
 )
 UTC_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d{1,9})?(?:Z|\+00:00)")
 DEFAULT_LIMIT = 10
@@ -145,24 +144,6 @@ def organization(
         "is_default_org": organization_id == DEFAULT_ORGANIZATION_ID,
         "external_id": external_id,
     }
-
-
-def profile_totals(records: Sequence[Record], start: datetime, end: datetime) -> list[Record]:
-    """Add up the hours of each profile.
-
-    Rafay documents the request for usage by profile, and that it is aggregated, but records no
-    answer: these rows are a guess.
-    """
-    profiles = {one["profile_name"]: one.get("profile_id") for one in records}
-    hours = dict.fromkeys(profiles, Decimal(0))
-    for one in records:
-        raw = one.get("raw_usage")
-        hours[one["profile_name"]] += Decimal(one["usage"].rstrip("h") if raw is None else str(raw))
-    asked = {"start_time": iso(start), "end_time": iso(end)}
-    return [
-        {"profile_id": profiles[name], "profile_name": name, **metered_hours(total), **asked}
-        for name, total in hours.items()
-    ]
 
 
 def metered_hours(hours: Decimal) -> Record:
@@ -505,7 +486,7 @@ class Simulator:
             return Reply(301, b"{}", {"Location": location + urlencode(request.query)})
         try:
             if usage := USAGE_PATH.fullmatch(path):
-                return json_reply(self._usage(usage[1], usage[2], request))
+                return json_reply(self._usage(usage[1], request))
             if organizations := ORGANIZATIONS_PATH.fullmatch(path):
                 return json_reply(self._organizations(organizations[1], request))
             raise RefusedError(404, "not found")
@@ -559,8 +540,8 @@ class Simulator:
             self.behaviour.organization_list: page,
         }
 
-    def _usage(self, by: str, kind: str, request: Request) -> Record:
-        """Answer with a page of the usage of one kind, by instance or by profile."""
+    def _usage(self, kind: str, request: Request) -> Record:
+        """Answer with a page of the usage of one kind."""
         if request.headers.get("x-api-key") != DEFAULT_KEY:
             raise RefusedError(401, "missing or invalid API key")
         start, end = (utc_time(request.query, name) for name in ("range_from", "range_to"))
@@ -571,13 +552,11 @@ class Simulator:
         records = self.partner.records(
             kind, start, end, only if self.behaviour.honour_filter else None
         )
-        if by == "profile":
-            records = profile_totals(records, start, end)
         if offset and self.behaviour.shift:
             records = records[-1:] + records[:-1]
         begin = offset if self.behaviour.honour_offset else 0
         page = records[begin : begin + limit]
-        name = f"{by}_usage_data"
+        name = "instance_usage_data"
         answer: Record = {
             "kind": kind,
             "partner_id": PARTNER_ID,

@@ -46,7 +46,7 @@ def metered(*parameters: Any, hours: str = "10h", name: str = "i", **more: Any) 
         (
             "gpu,,,,,1\ngpu,disk,,2026-06-11,,1",
             [metered(DISK)],
-            ["disk of profile gpu has no price: 1200.00 hours are not billed; instances: 1"],
+            ["disk of profile gpu has no price: 1200.00 hours are not billed"],
         ),
     ],
 )
