@@ -234,6 +234,12 @@ def test_a_next_of_null_saves_a_request(run: Run, link: Any, requests: int) -> N
     assert matching(result, ORGANIZATIONS) == requests
 
 
+def test_a_next_of_null_in_usage_proves_nothing(run: Run) -> None:
+    null = always(Fault(edit=lambda answer: {**answer, "next": None}), COMPUTE)
+    behaviour = Behaviour(count="page", max_limit=10)
+    assert_instances(run(partner=ACME_25, behaviour=behaviour, fault=null), instances(25))
+
+
 TOGETHER = {
     "probes and organizations": (3, lambda r: ORGANIZATIONS(r) or r.query["limit"] == "1"),
     "first pages": (4, lambda r: "instance_org" in str(r.query) and r.query["offset"] == "0"),

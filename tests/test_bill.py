@@ -37,6 +37,7 @@ def metered(*parameters: Any, hours: str = "10h", name: str = "i", **more: Any) 
         ("", [metered()], ["instance of profile gpu has no price: 10.00 hours"]),
         ("gpux1,,,,,1", [usage("o1", "i", "gpux", "1h")], ["did you mean gpux1?"]),
         ("", [metered(hours="0h")], []),
+        ("", [metered(hours="0h"), metered(name="j")], ["has no price: 10.00 hours"]),
         ("gpu,,,,,0", [metered()], []),
         ("gpu,,,,,1\nx,,Aa,,,1", [metered()], ["line 3: organization 'Aa' is neither listed"]),
         ("gpu,,,,,1\nx,,B,2026-07-01,,1\nx,,B,,2026-06-01,1", [metered()], []),
@@ -96,11 +97,18 @@ def test_check_tries_everything_and_reports_each_failure(run: Run, where: str) -
 
 
 KEY = "ab/cdef-12\\3"
+PERCENT = ("%", "%25")
 JSON = "".join(f"\\u{ord(char):04x}" for char in KEY)
 
 
 @pytest.mark.parametrize(
-    "said", [KEY, JSON, KEY.replace("/", "\\/"), "".join(f"%{ord(c):02X}" for c in KEY)]
+    "said",
+    [
+        KEY,
+        JSON,
+        KEY.replace("/", "\\/"),
+        *("".join(f"{p}{ord(c):02X}" for c in KEY) for p in PERCENT),
+    ],
 )
 def test_a_key_is_never_shown_in_part(run: Run, said: str) -> None:
     answer = Fault("answer", status=404, body=f"{said} ".encode() * 40)

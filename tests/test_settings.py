@@ -217,6 +217,13 @@ def test_check_asks_both_apis_a_little_and_writes_nothing(run: Run, stand_in: Si
     assert len(result.requests) <= 5
 
 
+@pytest.mark.parametrize("flags", [[], ["--check"]])
+def test_no_organization_at_all_is_an_error(run: Run, flags: list[str]) -> None:
+    result = run(*flags, partner=Partner([], fixed()))
+    assert (result.status, result.files) == (1, {})
+    assert "none is listed: is PARTNER_API_KEY the partner's key?" in result.errors[0]
+
+
 def test_check_warns_of_what_a_bill_would_warn_of(run: Run) -> None:
     prices = "profile,hourly_rate,organization\ngpu,1,\ngpu,1,Nordwind\n"
     result = run("--check", "--month=2026-07", prices=prices, now="2026-07-03T00:00:00Z")

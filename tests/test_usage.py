@@ -195,7 +195,7 @@ def test_a_priced_label_bills_its_value_times_its_usage(
     assert (result.status, rows[1:]) == (0, [["CPU", hours, amount]])
 
 
-@pytest.mark.parametrize("value", ["A100", "", "-1", "1e3", "1,5", "２", "9" * 40, None])
+@pytest.mark.parametrize("value", ["A100", "", "-1", "1e3", "1,5", "２", "9" * 22, None])
 def test_a_priced_label_that_is_no_plain_decimal_is_an_error(run: Run, value: Any) -> None:
     parameters = [SERVICE_ID, label("CPU", value, usage="1h")]
     assert_refused(bill(run, {"parameters": parameters}, prices=CPU_PRICES), "vm-1", "CPU", "label")
