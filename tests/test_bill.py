@@ -39,7 +39,7 @@ def metered(*parameters: Any, hours: str = "10h", name: str = "i", **more: Any) 
         ("", [metered(hours="0h")], []),
         ("", [metered(hours="0h"), metered(name="j")], ["has no price: 10.00 hours"]),
         ("gpu,,,,,0", [metered()], []),
-        ("gpu,,,,,1\nx,,Aa,,,1", [metered()], ["line 3: organization 'Aa' is neither listed"]),
+        ("gpu,,,,,1\nx,,Aa,,,1", [metered()], ["line 3: organization 'Aa' is not listed"]),
         ("gpu,,,,,1\nx,,B,2026-07-01,,1\nx,,B,,2026-06-01,1", [metered()], []),
         ("gpu,,,,,1\ngpu,CPU,,,,1", [metered(GPU)], ["line 3: no record of gpu has a parameter"]),
         ("gpu,,,,,1\ngpu,CPU,,2026-07-01,,1\nother,CPU,,,,1", [metered(GPU)], []),

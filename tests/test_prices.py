@@ -351,7 +351,7 @@ def test_an_unlisted_organization_has_its_prices(run: Run, name: str, rate: str)
     "line, hint",
     {
         "close": ("Othr,,,2", "did you mean Other?"),
-        "not close": ("Contoso,,,2", "metered"),
+        "not close": ("Contoso,,,2", "is not listed"),
         "in force for a second": ("Othr,,2026-06-01T00:00:01,2", "Other?"),
         "expired": ("Othr,,2026-06-01,2", ""),
         "future": ("Othr,2026-07-01,,2", ""),
