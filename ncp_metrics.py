@@ -53,7 +53,7 @@ import threading
 import time
 import zoneinfo
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -61,13 +61,13 @@ from functools import lru_cache, reduce
 from http.cookiejar import DefaultCookiePolicy
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TextIO
 
 import requests
 import urllib3
 from dateutil import tz
 from dateutil.parser import isoparse
-from dateutil.relativedelta import relativedelta
 
 __version__ = "2.0.0"
 
@@ -78,7 +78,6 @@ INSTANCE = "instance"  # the dimension that every instance has: its own hours
 USAGE_PATH = "/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{}/usage"
 ORGANIZATIONS_PATH = "/auth/v1/organizations"
 PAGE_SIZE = 400  # rows; what Rafay's own API collection asks for
-
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0  # of silence; a call in Rafay's documents took 2.7 s
 ATTEMPTS = 6
@@ -90,7 +89,6 @@ MAX_ANSWER_BYTES = 64 * 2**20
 MAX_PAGES = 10_000  # of one list
 MAX_INSTANCE_HOURS = Decimal(10**6)  # a century: a defect, not usage
 MAX_QUANTITY_HOURS = Decimal(10**21)  # quantities may be metered in bytes
-MAX_PROBLEMS = 20  # shown at once
 MAX_HINTS = 5  # at the nearest name: each search is slow
 MAX_QUOTE = 300  # characters of a server's text in a message
 # ISO 4217: currencies by the digits of their minor unit.
@@ -282,8 +280,8 @@ def choose_period(flags: argparse.Namespace, values: Mapping[str, Any], now: dat
     first, last = flags.start or "", flags.end or ""
     if not from_to:
         if month == "last":
-            month = f"{now.astimezone(zone) - relativedelta(months=1):%Y-%m}"
-        first, last = f"{month}-01", f"{isoparse(month) + relativedelta(months=1):%Y-%m-%d}"
+            month = f"{now.astimezone(zone).replace(day=1) - timedelta(days=1):%Y-%m}"
+        first, last = f"{month}-01", f"{isoparse(month) + timedelta(days=31):%Y-%m}-01"
     period = Period(parse_moment("--from", first, zone), parse_moment("--to", last, zone))
     if period.start >= min(period.end, now) or (from_to and period.end > now):
         reason = f"{last} is not after {first}, or is in the future: it is {format_moment(now)}"
@@ -414,9 +412,7 @@ def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
                     known = ",".join(PRICE_COLUMNS)
                     raise ValueError(f"unknown, missing or duplicate column {name!r}: use {known}")
             columns = cells
-        except csv.Error as error:
-            problems.append(f"{path}: line {number}: not CSV: {error}")
-        except ValueError as error:
+        except (csv.Error, ValueError) as error:
             problems.append(f"{path}: line {number}: {error}")
         if not columns:
             break
@@ -586,7 +582,9 @@ def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
         asked = (kind, *map(format_moment, listing.period))
         for name, expected in zip(("kind", "range_from", "range_to"), asked):
             said = answer.get(name)
-            if said not in (None, expected) and (name == "kind" or parse_time(said) != expected):
+            if said not in (None, expected) and (
+                name == "kind" or parse_time(str(said)) != expected
+            ):
                 raise Failure(f"{name} is {said!r}, asked was {expected}")
     else:
         rows = objects(answer.get("results", answer.get("items")), "results")
@@ -648,14 +646,15 @@ def parse_record(row: dict[str, Any], listing: Listing, priced: Priced) -> Recor
     )
 
 
-def parse_time(text: Any) -> str:
+@lru_cache(maxsize=10_000)
+def parse_time(text: str) -> str:
     """Return an ISO 8601 time, UTC unless it has an offset, as `2026-06-01T00:00:00Z`."""
     try:
         documented = len(text) == 20 and text[-1] == "Z"  # isoparse is ten times slower
         moment = datetime.fromisoformat(text[:-1]) if documented else isoparse(text)
         moment = moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
         return format_moment(moment)
-    except (TypeError, ValueError, OverflowError, KeyError):
+    except (ValueError, OverflowError):
         raise Failure(f"{text!r} is not an ISO 8601 time") from None
 
 
@@ -690,7 +689,7 @@ def metered_hours(row: dict[str, Any], most: Decimal) -> Decimal:
     if type(raw_usage) not in (int, Decimal) and not (usage and raw_usage is None):
         raise Failure(f"usage is missing, or raw_usage is not a number: {raw_usage!r}")
     hours = Decimal(usage[:-1] or raw_usage or 0)
-    if not hours.is_finite() or not 0 <= hours <= most:
+    if not 0 <= hours <= most:
         raise Failure(f"negative or absurd hours: {usage or raw_usage}")
     # Adding 0.00 gives two decimals at least, and takes the sign off a zero.
     return EXACT.add(hours if usage else EXACT.quantize(hours, NO_HOURS), NO_HOURS)
@@ -704,7 +703,6 @@ class Session(requests.Session):
 
     def __init__(self) -> None:
         super().__init__()
-        self.headers["User-Agent"] = f"ncp_metrics/{__version__}"
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
 
     def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
@@ -755,8 +753,9 @@ class Client:
                 return parse_page(listing, self._request(listing), self.priced)
             except (Failure, Transient) as error:
                 # A server may repeat what it was sent: redact before cutting.
-                said = f"{listing}: {' '.join(str(error).split())}"
-                reason = self.screen.redact(said)[:MAX_QUOTE]
+                reason = self.screen.redact(f"{listing}: {' '.join(str(error).split())}")[
+                    :MAX_QUOTE
+                ]
                 if isinstance(error, Failure):
                     raise Failure(reason) from None
                 wait = BACKOFF_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)
@@ -806,7 +805,7 @@ def decode(response: requests.Response, body: bytearray, host: str, key: str) ->
     status, said = response.status_code, body.decode("utf-8", "replace").strip()
     if status == 200:
         try:
-            return json.loads(body, parse_float=Decimal, parse_constant=Decimal)
+            return json.loads(body, parse_float=Decimal, parse_constant=str)
         except (ValueError, RecursionError, decimal.DecimalException):
             raise Transient(f"the answer is not JSON: {said!r}") from None
     refused = f"{key} was refused"
@@ -825,11 +824,10 @@ def explain(error: Exception, where: str) -> Exception:
     cause: BaseException = error
     while cause.__cause__ or (cause.__context__ and not cause.__suppress_context__):
         cause = cause.__cause__ or cause.__context__ or cause
-    of_requests = isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError))
-    of_tls = isinstance(error, requests.exceptions.SSLError)
+    tls = isinstance(error, requests.exceptions.SSLError) and not isinstance(cause, ssl.SSLEOFError)
     if isinstance(error, (requests.TooManyRedirects, ValueError, TypeError)):
         return Failure(f"{where}: redirects to another host or in a circle, or bad HTTPS_PROXY")
-    if not of_requests or (of_tls and not isinstance(cause, ssl.SSLEOFError)):
+    if tls or not isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError)):
         return Failure(f"{where}: TLS failed: {cause}: is its certificate in REQUESTS_CA_BUNDLE?")
     reason = getattr(cause, "strerror", None) or "connection closed, or the answer is damaged"
     if isinstance(error, requests.ConnectTimeout):
@@ -851,7 +849,7 @@ def follow_pages(listing: Listing, count_is_total: bool, together: bool = True) 
     """Yield which pages to ask for next, be sent them, return all rows; raises Failure."""
     rows: dict[object, tuple[int, Any]] = {}  # by identity: rows before its page, and itself
     received = total = size = 0  # rows: so far, in all, of the first page
-    offsets, asked = [0], 1
+    offsets = range(1)
     try:
         while True:
             for page in (yield [listing._replace(offset=offset) for offset in offsets]):
@@ -869,10 +867,9 @@ def follow_pages(listing: Listing, count_is_total: bool, together: bool = True) 
                 break
             # If the counted rows end with a full page, the one after it, too: it may be capped.
             more = max(total - received, 0) // size + 1 if together else 1
-            asked += more
-            if asked > MAX_PAGES:
+            offsets = range(received, received + more * size, size)
+            if offsets[-1] >= MAX_PAGES * size:
                 raise Failure(f"{listing}: more than {MAX_PAGES} pages: it seems to have no end")
-            offsets = [received + number * size for number in range(more)]
         if received < total:
             raise Transient(f"{received} of {total} counted rows were listed")
     except Transient as error:
@@ -993,18 +990,19 @@ class Bill(NamedTuple):
 
     def unpriced(self) -> list[str]:
         """Return a warning for each profile and dimension with usage that has no price."""
-        unpriced: dict[Thing, Decimal] = defaultdict(Decimal)
+        unpriced: dict[Thing, list[Decimal]] = defaultdict(list)
         for line in self.lines:
             if not line.price and line.hours:
-                thing = line.record.profile, line.dimension
-                unpriced[thing] = EXACT.add(unpriced[thing], line.hours)
+                unpriced[line.record.profile, line.dimension].append(line.hours)
         profiles = {price.profile for price in self.book.prices}
         warnings: list[str] = []
         for (profile, dimension), hours in unpriced.items():
-            search = profile not in profiles and len(warnings) < MAX_HINTS
-            hint = did_you_mean(profile, profiles if search else ())
-            reason = f"has no price: {format_hours(hours)} hours are not billed{hint}"
-            warnings.append(f"{dimension} of profile {profile} {reason}")
+            unknown = profile not in profiles and len(warnings) < MAX_HINTS
+            hint = did_you_mean(profile, profiles if unknown else ())
+            reason = (
+                f"no price: {format_hours(reduce(EXACT.add, hours))} hours are not billed{hint}"
+            )
+            warnings.append(f"{dimension} of profile {profile} has {reason}")
         return warnings
 
     def parameters(self) -> tuple[list[str], list[str]]:
@@ -1040,7 +1038,7 @@ class Bill(NamedTuple):
         instances = f"{', '.join(over[:5])}; instances: {len(over)}"
         doubts = [f"more hours than the period has: check {instances}"] if over else []
         month = f"the bill is provisional: the month ends after {format_moment(end)}"
-        return [*doubts, month] if self.settings.provisional else doubts
+        return doubts + [month] * self.settings.provisional
 
     def summary(self) -> list[str]:
         """Return the table of organizations with usage, their total, and how many had none."""
@@ -1085,23 +1083,22 @@ def text_cell(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-@lru_cache(maxsize=10_000)
-def shared_cells(owner: Organization, *texts: str) -> Sequence[str]:
-    """Return the cells of what many lines have in common."""
-    return tuple(map(text_cell, (owner.name, owner.id, owner.external_id, *texts)))
+shared_cell = lru_cache(maxsize=10_000)(text_cell)  # of what many lines have in common
 
 
 def format_line(line: Line, currency: str) -> tuple[str, ...]:
     """Return the cells of a line, one for each column."""
-    record = line.record
+    record, owner = line.record, line.record.organization
     return (
-        *shared_cells(record.organization, record.project, record.kind, record.profile),
-        *map(text_cell, (record.instance, record.instance_id, record.status)),
+        *map(shared_cell, (owner.name, owner.id, owner.external_id)),
+        *map(shared_cell, (record.project, record.kind, record.profile)),
+        *map(text_cell, (record.instance, record.instance_id)),
+        shared_cell(record.status),
         record.created_at,
         text_cell(record.parameters),
         *map(format_moment, record.period),
         "usage",
-        text_cell(line.dimension),
+        shared_cell(line.dimension),
         format_hours(line.hours),
         f"{line.price.rate:f}" if line.price else "",
         "" if line.amount is None else f"{line.amount:f}",
@@ -1109,50 +1106,36 @@ def format_line(line: Line, currency: str) -> tuple[str, ...]:
     )
 
 
-def sort_places(lines: Sequence[Line]) -> Iterator[int]:
-    """Yield the places of lines by organization name, ignoring case, and id, then by the rest."""
-    fields = attrgetter("project", "kind", "profile", "instance", "instance_id", "period")
-    places = defaultdict(list)
-    for place, line in enumerate(lines):
-        owner = line.record.organization
-        places[owner.name.casefold(), owner.id].append(place)
-    for key in sorted(places):  # one by one, since the sort keys take much memory
-        yield from sorted(places[key], key=lambda place: fields(lines[place].record))
-
-
-class Encoder:
-    """A file for csv.writer that hands each row back, as bytes."""
-
-    def write(self, row: str) -> bytes:
-        """Return the row."""
-        return row.encode("utf-8", "replace")
-
-
 def write_files(bill: Bill, now: datetime) -> list[str]:
     """Write the raw and the sorted file, or neither; return their paths; raises Failure."""
-    directory, currency = bill.settings.output_dir, bill.settings.currency
+    directory, currency, lines = bill.settings.output_dir, bill.settings.currency, bill.lines
+    sort_key = attrgetter("project", "kind", "profile", "instance", "instance_id", "period")
+    places: dict[tuple[str, str], list[int]] = defaultdict(list)  # of the lines of organizations
     scratch = Path(directory, f".ncp-metrics-{random.getrandbits(64):016x}")
-    row = csv.writer(Encoder(), lineterminator="\n").writerow
+    encoder = SimpleNamespace(write=lambda text: text.encode("utf-8", "replace"))
+    row = csv.writer(encoder, lineterminator="\n").writerow  # returns what `write` returns
     try:
         scratch.mkdir(mode=0o700)
         with open(scratch / "raw", "xb+") as raw, open(scratch / "sorted", "xb") as in_order:
             offsets = [raw.write(row(COLUMNS))]
             in_order.write(row(COLUMNS))
-            for line in bill.lines:
+            for place, line in enumerate(lines):
+                owner = line.record.organization
+                places[owner.name.casefold(), owner.id].append(place)
                 offsets.append(offsets[-1] + raw.write(row(format_line(line, currency))))
-            for place in sort_places(bill.lines):
-                raw.seek(offsets[place])
-                in_order.write(raw.readline())
+            for key in sorted(places):  # one by one, since the keys below take much memory
+                for place in sorted(places[key], key=lambda place: sort_key(lines[place].record)):
+                    raw.seek(offsets[place])
+                    in_order.write(raw.readline())
             for file in (raw, in_order):
                 file.flush()
                 os.fsync(file.fileno())
-        handle_signals(hold)  # from here on, a signal changes neither files nor status
+        handle_signals(stopping=False)  # from here on, a signal changes neither files nor status
         return publish(scratch, now)
     except OSError as error:
-        reason = f"cannot write to {directory}: {error.strerror}"
-        raise Failure(f"{reason}: no file was written") from None
+        raise Failure(f"cannot write to {directory}: {error.strerror}: no file written") from None
     finally:
-        handle_signals(hold)
+        handle_signals(stopping=False)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -1248,21 +1231,17 @@ def audit(settings: Settings, book: PriceBook) -> list[str]:
 # Run
 
 
-def handle_signals(handler: Callable[[int, object], None]) -> None:
-    """Handle the signals that stop a run, except those ignored from the start, as by nohup."""
+def handle_signals(stopping: bool) -> None:
+    """Let signals end the run, or do nothing; except those ignored from the start, as by nohup."""
+
+    def handle(number: int, _frame: object) -> None:
+        if stopping:
+            handle_signals(stopping=False)  # let no further signal disturb the end
+            raise Stopped(number)
+
     for each in SIGNALS:
         if signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, handler)
-
-
-def stop(number: int, _frame: object) -> None:
-    """Handle a signal: end the run, and let no further signal disturb that."""
-    handle_signals(hold)
-    raise Stopped(number)
-
-
-def hold(_number: int, _frame: object) -> None:
-    """Handle a signal by doing nothing; unlike SIG_IGN, also one that has already come."""
+            signal.signal(each, handle)
 
 
 def read_bill(client: Client, raw_book: PriceBook) -> tuple[Bill, str]:
@@ -1347,21 +1326,18 @@ def main(
     status: int | None = None
     try:
         try:
-            handle_signals(stop)
+            handle_signals(stopping=True)
             gc.set_threshold(100_000)  # records hold no cycles: seldom look for them
             status, summary = run(argv, environ, clock().astimezone(timezone.utc), screen)
-            handle_signals(stop)  # a summary that nobody reads can be interrupted
+            handle_signals(stopping=True)  # a summary that nobody reads can be interrupted
             screen.say(*summary)
         except Failure as failure:
             status = failure.status
-            screen.say(*failure.args[:MAX_PROBLEMS], about="error")
-            if len(failure.args) > MAX_PROBLEMS:
-                screen.say(f"and {len(failure.args) - MAX_PROBLEMS} more", about="error")
+            screen.say(*failure.args, about="error")
     except Stopped as stopped:
-        number: int = stopped.args[0]
         if status is None:
-            status = 128 + number
-            name = signal.Signals(number).name
+            status = 128 + int(stopped.args[0])
+            name = signal.Signals(stopped.args[0]).name
             screen.say(f"stopped by {name}: no file was written", about="error")
     finally:
         # From here on, Python would give each signal its default action back.

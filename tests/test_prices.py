@@ -110,8 +110,8 @@ BAD_RATES = [
         "no rate": ("cpu,,,,,", "hourly_rate"),
         "too few cells": ("cpu,,,,1", "cell"),
         "too many cells": ("cpu,,,,,1,50", "cell"),
-        "open quote": ('"cpu,,,,,1', "CSV"),
-        "text after a quote": ('"c"pu,,,,,1', "CSV"),
+        "open quote": ('"cpu,,,,,1', "unexpected end"),
+        "text after a quote": ('"c"pu,,,,,1', "expected after"),
         "tab at the end of a cell": ("cpu\t,,,,,1", "control character"),
         "tab at the end of the line": ("cpu,,,,,1\t", "control character"),
         **{char: (f"c{char}pu,,,,,1", "control character") for char in "\t\x0b\x1b\x7f\x85\u2028"},
@@ -158,7 +158,7 @@ def test_a_price_in_another_currency_is_an_error(run: Run, wrong: str, right: st
         "capitals": ("Profile,hourly_rate\ngpu,-2\n", 1, "'Profile'"),
         "semicolons": ("profile;hourly_rate\ngpu;2\n", 1, "'profile;hourly_rate'"),
         "no header": ("gpu,2.50\ncpu,-1\n", 1, "'gpu'"),
-        "open quote": ('"profile,hourly_rate\ngpu,-2\n', 1, "CSV"),
+        "open quote": ('"profile,hourly_rate\ngpu,-2\n', 1, "unexpected end"),
         "Latin-1": (b"profile,hourly_rate\n# \xff\nm\xe9t\xe9o,2\ngpu,2\n", 3, "UTF-8"),
         "Latin-1, CR LF": (b"profile,hourly_rate\r\ngpu,2\r\ngpu,2 \x80\r\n", 3, "UTF-8"),
         "UTF-16": (SHORT.encode("utf-16"), 1, "UTF-8"),
@@ -201,11 +201,11 @@ def test_all_bad_lines_are_reported(run: Run, lines: str, numbers: list[int], en
     assert [line for line, _ in bad_lines(run(prices=text))] == numbers
 
 
-def test_only_the_first_of_many_bad_lines_are_shown_and_the_others_counted(run: Run) -> None:
-    *shown, last = run(prices=SHORT + "gpu,x\n" * 1000).errors
-    assert 10 <= len(shown) <= 100
-    assert all(f"line {number}: " in error for number, error in enumerate(shown, start=2))
-    assert f" {1000 - len(shown)} more" in last
+def test_each_of_many_bad_lines_is_reported(run: Run) -> None:
+    errors = run(prices=SHORT + "gpu,x\n" * 1000).errors
+    assert [f"line {number}: " in error for number, error in enumerate(errors, start=2)] == [
+        True
+    ] * 1000
 
 
 def test_the_shipped_book_prices_everything_of_the_small_partner(run: Run) -> None:
