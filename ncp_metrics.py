@@ -229,7 +229,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         flags.problems.append(f"{error.argument_name}: needs a value, or takes none; see --help")
     if unknown:
         names = [text.partition("=")[0] for text in unknown if text.startswith("--")]
-        flags.problems.append(f"unknown argument {' '.join(names)}; see --help")
+        flags.problems.append(f"unknown argument {' '.join(names) or '(not shown)'}; see --help")
     return flags
 
 
@@ -564,7 +564,7 @@ class Listing(NamedTuple):
 
 
 class Page(NamedTuple):
-    """The rows of an answer, its `count` or 0, and whether `next` is null."""
+    """The rows of an answer, its `count` (0: unknown), and whether `next` is null."""
 
     rows: list[Any]
     counted: int
@@ -587,7 +587,7 @@ def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
             ):
                 raise Failure(f"{name} is {said!r}, asked was {expected}")
     else:
-        rows = objects(answer.get("results", answer.get("items")), "results")
+        rows = objects(answer.get("results") or answer.get("items"), "results")
         if not rows and not listing.offset:
             raise Failure("results: none is listed: is PARTNER_API_KEY the partner's key?")
     if count is not None and (type(count) is not int or count < len(rows)):
@@ -617,7 +617,7 @@ def texts_of(row: dict[str, Any], names: Sequence[str], required: int = 0) -> li
     try:
         texts = ["" if text is None else text.strip() for text in map(row.get, names)]
     except AttributeError:
-        wrong = {name: row[name] for name in names if not isinstance(row.get(name, ""), str)}
+        wrong = {n: row[n] for n in names if type(row.get(n)) not in (str, type(None))}
         raise Failure(f"is not text: {wrong}") from None
     if "" in texts[:required]:
         raise Failure(f"{names[texts.index('')]} is missing")
@@ -719,7 +719,7 @@ class Client:
     def __init__(self, settings: Settings, screen: Screen) -> None:
         self.settings, self.screen = settings, screen
         self.priced: Priced = lambda *_: ()  # until the price book is resolved
-        self.count_is_total = False  # of usage, until an answer shows it
+        self.count_is_total = False  # whether usage's `count` is of all pages: see read_first
         self.retrying = ""  # what is tried again, and why
         self.stopping = threading.Event()
         self.sessions: dict[int, Session] = defaultdict(Session)  # by thread
@@ -846,8 +846,8 @@ Reading = Generator[list[Listing], list[Page], list[Any]]
 
 
 def follow_pages(listing: Listing, count_is_total: bool, together: bool = True) -> Reading:
-    """Yield which pages to ask for next, be sent them, return all rows; raises Failure."""
-    rows: dict[object, tuple[int, Any]] = {}  # by identity: rows before its page, and itself
+    """Yield the pages to ask for next, receive them by `send`, return all rows; raises Failure."""
+    rows: dict[object, tuple[int, Any]] = {}  # by identity: rows before its page, row (once each)
     received = total = size = 0  # rows: so far, in all, of the first page
     offsets = range(1)
     try:
@@ -859,13 +859,13 @@ def follow_pages(listing: Listing, count_is_total: bool, together: bool = True) 
                         raise Transient(f"{row} is listed twice: moved, or the API ignores offset")
                 received += len(page.rows)
                 known = count_is_total or page.counted > len(page.rows)
-                total = max(total, page.counted * known, received * page.last)
+                total = max(total, page.counted if known else 0, received if page.last else 0)
                 size = size or len(page.rows)
-            # Without a total, only an empty page is the last: the server may lower the limit.
+            # `page` is now the last of the round. Without a total, only an empty one is the end.
             full = len(page.rows) == (size if offsets[-1] else PAGE_SIZE)
             if not page.rows or (0 < total <= received and (page.last or not full)):
                 break
-            # If the counted rows end with a full page, the one after it, too: it may be capped.
+            # One page beyond the counted rows is asked for, too: the count may be capped.
             more = max(total - received, 0) // size + 1 if together else 1
             offsets = range(received, received + more * size, size)
             if offsets[-1] >= MAX_PAGES * size:
@@ -901,9 +901,9 @@ def read_first(client: Client, period: Period) -> tuple[list[Organization], dict
     probes = [Listing(kind, period, limit=1) for kind in KINDS]
     started = client.pool.imap(client.get_page, probes)
     [organizations] = read_lists(client, [Listing("", period)]).values()
-    pages = dict(zip(KINDS, client.get(probes, started)))
-    is_total = client.count_is_total = any(page.counted > len(page.rows) for page in pages.values())
-    return organizations, {k: p.counted for k, p in pages.items() if is_total or not p.rows}
+    pages = list(zip(KINDS, client.get(probes, started)))
+    is_total = client.count_is_total = any(page.counted > len(page.rows) for _, page in pages)
+    return organizations, {k: p.counted for k, p in pages if p.counted * is_total or not p.rows}
 
 
 def read_usage(client: Client, owners: Iterable[Organization], book: PriceBook) -> Lists:
@@ -1026,7 +1026,7 @@ class Bill(NamedTuple):
         return warnings, notes
 
     def doubts(self) -> list[str]:
-        """Return warnings of a provisional bill, and of instances with more hours than it has."""
+        """Return warnings that leave the status: too many hours, and a month not yet over."""
         start, end = self.settings.period
         length = Decimal((end - start) // timedelta(seconds=1)) / 3600
         over: list[str] = []
@@ -1038,7 +1038,7 @@ class Bill(NamedTuple):
         instances = f"{', '.join(over[:5])}; instances: {len(over)}"
         doubts = [f"more hours than the period has: check {instances}"] if over else []
         month = f"the bill is provisional: the month ends after {format_moment(end)}"
-        return doubts + [month] * self.settings.provisional
+        return [*doubts, month] if self.settings.provisional else doubts
 
     def summary(self) -> list[str]:
         """Return the table of organizations with usage, their total, and how many had none."""
@@ -1185,7 +1185,7 @@ class Screen:
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
     def say(self, *texts: str, about: str = "") -> None:
-        """Print lines of the summary, or, if they are about that, warnings or errors."""
+        """Print texts: on stderr if they are about a warning or error, else on stdout."""
         if self.drawn_at:
             self._write(sys.stderr, "\r\x1b[K")
             self.drawn_at = 0.0
@@ -1334,14 +1334,14 @@ def main(
         except Failure as failure:
             status = failure.status
             screen.say(*failure.args, about="error")
+        handle_signals(stopping=False)
     except Stopped as stopped:
-        if status is None:
+        if status is None:  # otherwise the run had ended
             status = 128 + int(stopped.args[0])
             name = signal.Signals(stopped.args[0]).name
             screen.say(f"stopped by {name}: no file was written", about="error")
     finally:
-        # From here on, Python would give each signal its default action back.
-        for each in SIGNALS:
+        for each in SIGNALS:  # Python would give each its default action back
             signal.signal(each, signal.SIG_IGN)
     return status
 
