@@ -69,7 +69,7 @@ import urllib3
 from dateutil import tz
 from dateutil.parser import isoparse
 
-__version__ = "2.0.0"
+VERSION = "ncp_metrics 2.0.0"
 
 # Constants and errors
 
@@ -91,8 +91,7 @@ MAX_INSTANCE_HOURS = Decimal(10**6)  # a century: a defect, not usage
 MAX_QUANTITY_HOURS = Decimal(10**21)  # quantities may be metered in bytes
 MAX_HINTS = 5  # at the nearest name: each search is slow
 MAX_QUOTE = 300  # characters of a server's text in a message
-# ISO 4217: currencies by the digits of their minor unit.
-CURRENCIES = {
+CURRENCIES = {  # of ISO 4217, by the digits of their minor unit
     0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
     2: """
 AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE
@@ -204,9 +203,8 @@ SETTINGS: tuple[tuple[str, str, str | None, str, Callable[[str], object], str], 
 
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the flags, with what is wrong with them; --help and --version end the program."""
+    """Return the flags, with what is wrong with them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(problems=[])
     rows = []
     for variable, flag, *_, meaning in SETTINGS:
@@ -220,15 +218,15 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("-q", "--quiet", action="store_true")
     help_text = (__doc__ or "").replace("{settings}", "\n".join(rows))
-    parser.add_argument("-h", "--help", action="version", version=help_text)
-    parser.add_argument("--version", action="version", version=f"ncp_metrics {__version__}")
+    parser.add_argument("-h", "--help", dest="text", action="store_const", const=help_text)
+    parser.add_argument("--version", dest="text", action="store_const", const=VERSION)
     try:
         flags, unknown = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:  # its message, and values below, may be API keys
         flags, unknown = parser.parse_args([]), []
         flags.problems.append(f"{error.argument_name}: needs a value, or takes none; see --help")
     if unknown:
-        names = [text.partition("=")[0] for text in unknown if text.startswith("--")]
+        names = re.findall("^--[a-z-]{1,20}(?==|$)", "\n".join(unknown), re.MULTILINE)
         flags.problems.append(f"unknown argument {' '.join(names) or '(not shown)'}; see --help")
     return flags
 
@@ -439,9 +437,8 @@ def parse_price(line: int, columns: list[str], row: list[str], settings: Setting
     start, end = (parse_moment(name, cells[name], settings.timezone) for name in validity)
     if start >= end:
         raise ValueError("effective_to must be later than effective_from")
-    rate, profile, dimension = Decimal(cells["hourly_rate"]), cells["profile"], cells["dimension"]
-    owner, kind = cells["organization"], cells["profile_type"]
-    return Price(line, profile, dimension, owner, kind, start, end, rate)
+    names = cells["profile"], cells["dimension"], cells["organization"], cells["profile_type"]
+    return Price(line, *names, start, end, Decimal(cells["hourly_rate"]))
 
 
 # Organizations
@@ -488,12 +485,14 @@ def resolve(book: PriceBook, listed: Sequence[Organization]) -> PriceBook:
     found = find_owners([price.organization for price in book.prices], listed)
     for price in book.prices:
         text, where = price.organization, f"{book.path}: line {price.line}"
+        if price.effective_from >= book.period.end or price.effective_to <= book.period.start:
+            continue
         try:
             if not text or len(found[text]) == 1:
                 resolved.add(price._replace(organization=found[text][0] if text else ""))
             elif found[text]:
                 raise ValueError(describe_owner(text, found[text], listed))
-            elif price.effective_from < book.period.end and book.period.start < price.effective_to:
+            else:
                 hints = listed if len(resolved.unknown) < MAX_HINTS else ()
                 resolved.unknown.append(f"{where}: {describe_owner(text, [], hints)}")
         except ValueError as error:
@@ -564,10 +563,11 @@ class Listing(NamedTuple):
 
 
 class Page(NamedTuple):
-    """The rows of an answer, its `count` (0: unknown), and whether `next` is null."""
+    """The rows of an answer, its `count` (0: unknown), its limit, and whether `next` is null."""
 
     rows: list[Any]
     counted: int
+    limit: int
     last: bool
 
 
@@ -590,8 +590,9 @@ def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
         rows = objects(answer.get("results") or answer.get("items"), "results")
         if not rows and not listing.offset:
             raise Failure("results: none is listed: is PARTNER_API_KEY the partner's key?")
-    if count is not None and (type(count) is not int or count < len(rows)):
-        raise Failure(f"the answer has count {count!r} but lists {len(rows)}")
+    limit = answer.get("limit") if kind else None
+    if any(type(n) is not int or n < 0 for n in (count, limit) if n is not None):
+        raise Failure(f"count {count!r} or limit {limit!r} is not a number of rows")
     for row in rows:
         try:
             if kind:
@@ -602,7 +603,8 @@ def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
             keys = ("name", "id", "instance_name", "instance_id")
             names = " ".join(str(row[key]) for key in keys if row.get(key))
             raise Failure(f"{names}: {error}") from None
-    return Page(parsed, count or 0, not kind and answer.get("next", "") is None)
+    last = not kind and answer.get("next", "") is None
+    return Page(parsed, count or 0, min(limit or PAGE_SIZE, PAGE_SIZE), last)
 
 
 def objects(rows: Any, what: str) -> list[dict[str, Any]]:
@@ -683,7 +685,8 @@ def parse_parameters(rows: Any, priced: Collection[str]) -> tuple[str, Quantitie
 
 def metered_hours(row: dict[str, Any], most: Decimal) -> Decimal:
     """Return `usage`, hours with two decimals, else `raw_usage` rounded half up; raises Failure."""
-    usage, raw_usage = str(row.get("usage") or "").strip(), row.get("raw_usage")
+    usage, raw_usage = row.get("usage"), row.get("raw_usage")
+    usage = "" if usage is None else str(usage).strip()
     if usage and not HOURS.fullmatch(usage):
         raise Failure(f"usage is not hours, such as 20.59h: {usage!r}")
     if type(raw_usage) not in (int, Decimal) and not (usage and raw_usage is None):
@@ -761,7 +764,7 @@ class Client:
                 wait = BACKOFF_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)
                 if error.retry_after is not None:
                     wait = min(error.retry_after, RETRY_AFTER_SECONDS)
-            self.retrying = f"retrying {reason}"
+            self.retrying = f"retrying: {reason.partition(': ')[2]}"
             if attempt == ATTEMPTS or self.stopping.wait(wait):
                 break
         raise Failure(f"{reason}; gave up after {attempt} attempts: run it again later")
@@ -862,7 +865,7 @@ def follow_pages(listing: Listing, count_is_total: bool, together: bool = True) 
                 total = max(total, page.counted if known else 0, received if page.last else 0)
                 size = size or len(page.rows)
             # `page` is now the last of the round. Without a total, only an empty one is the end.
-            full = len(page.rows) == (size if offsets[-1] else PAGE_SIZE)
+            full = len(page.rows) >= (size if offsets[-1] else page.limit)
             if not page.rows or (0 < total <= received and (page.last or not full)):
                 break
             # One page beyond the counted rows is asked for, too: the count may be capped.
@@ -994,16 +997,11 @@ class Bill(NamedTuple):
         for line in self.lines:
             if not line.price and line.hours:
                 unpriced[line.record.profile, line.dimension].append(line.hours)
-        profiles = {price.profile for price in self.book.prices}
-        warnings: list[str] = []
-        for (profile, dimension), hours in unpriced.items():
-            unknown = profile not in profiles and len(warnings) < MAX_HINTS
-            hint = did_you_mean(profile, profiles if unknown else ())
-            reason = (
-                f"no price: {format_hours(reduce(EXACT.add, hours))} hours are not billed{hint}"
-            )
-            warnings.append(f"{dimension} of profile {profile} has {reason}")
-        return warnings
+        return [
+            f"{dimension} of profile {profile} has no price: "
+            f"{format_hours(reduce(EXACT.add, hours))} hours are not billed"
+            for (profile, dimension), hours in unpriced.items()
+        ]
 
     def parameters(self) -> tuple[list[str], list[str]]:
         """Return warnings of prices of parameters that no record has, and which only some have."""
@@ -1224,7 +1222,7 @@ def audit(settings: Settings, book: PriceBook) -> list[str]:
         f"Time zone: {settings.timezone}",
         f"Price book: {book.path}, prices: {len(book.prices)}",
         f"SHA-256 of the price book: {book.sha256}",
-        f"Version: ncp_metrics {__version__}",
+        f"Version: {VERSION}",
     ]
 
 
@@ -1299,6 +1297,8 @@ def run(
 ) -> tuple[int, list[str]]:
     """Make a bill, or check; return the exit status and the summary; raises Failure."""
     flags = parse_flags(argv)
+    if flags.text:
+        return 0, flags.text.splitlines()
     screen.quiet = flags.quiet
     settings = read_settings(flags, environ, now)
     book = read_price_book(settings, flags.problems)

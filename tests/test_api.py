@@ -219,9 +219,10 @@ def test_a_list_that_contradicts_itself_is_read_once_more_and_then_an_error(
     assert matching(result, usage_of("o1", "0")) == 2
 
 
+@pytest.mark.parametrize("limit", [5, 10, 20, 400])
 @pytest.mark.parametrize("size", [19, 20, 25, 30, 35])
-def test_a_capped_count_loses_nothing(run: Run, size: int) -> None:
-    behaviour = Behaviour(max_limit=10, max_count=20)
+def test_a_capped_count_loses_nothing(run: Run, size: int, limit: int) -> None:
+    behaviour = Behaviour(max_limit=limit, max_count=20)
     assert_instances(run(partner=acme(*instances(size)), behaviour=behaviour), instances(size))
 
 

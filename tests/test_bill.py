@@ -35,7 +35,7 @@ def metered(*parameters: Any, hours: str = "10h", name: str = "i", **more: Any) 
     [
         ("gpu,,,,,1", [metered()], []),
         ("", [metered()], ["instance of profile gpu has no price: 10.00 hours"]),
-        ("gpux1,,,,,1", [usage("o1", "i", "gpux", "1h")], ["did you mean gpux1?"]),
+        ("gpux1,,,,,1", [usage("o1", "i", "gpux", "1h")], ["gpux has no price"]),
         ("", [metered(hours="0h")], []),
         ("", [metered(hours="0h"), metered(name="j")], ["has no price: 10.00 hours"]),
         ("gpu,,,,,0", [metered()], []),

@@ -415,7 +415,7 @@ def test_the_amount_is_rounded_once_half_up_to_the_minor_unit(
 @cases(
     "lines, fragments",
     {
-        "with the nearest name": (["vms,,,,,1", "gpu,,,,,1"], ["21.75", "vms"]),
+        "a similar name": (["vms,,,,,1", "gpu,,,,,1"], ["21.75"]),
         "empty book": ([], ["21.75"]),
         "another profile type's": (["vm,,service,,,1"], ["21.75"]),
         "another organization's": (["vm,Other,,,,1"], ["20.75"]),

@@ -108,7 +108,7 @@ MESSAGES: dict[str, Any] = {
     "the API ignores offset": {"behaviour": Behaviour(honour_offset=False, count="page")},
     "the answer is not JSON": answered(body=b"<html>"),
     "is it another API?": answered(body=b"{}"),
-    "but lists": answered(edit=lambda answer: {**answer, "count": 0}),
+    "is not a number of rows": answered(edit=lambda answer: {**answer, "count": "9"}),
     "counted rows were listed": answered(ORGANIZATIONS, edit=lambda answer: {**answer, "count": 9}),
     "is listed twice": metered({"usage": "1h"}, {"usage": "2h"}),
     "differs from the partner-wide usage": answered(

@@ -326,7 +326,7 @@ def test_the_summary_adds_up_the_rows_of_each_organization(run: Run, prices: Any
         *(("compute", {"instance_usage_data": empty}, "count") for empty in EMPTY),
         *(("compute", {"instance_usage_data": rows}, "_data") for rows in ({"0": 0}, "")),
         *(("compute", {"instance_usage_data": [row]}, "JSON") for row in ("x", None)),
-        *(("compute", {"count": count}, "count") for count in (0, -1, "4", True)),
+        *(("compute", {"count": count}, "count") for count in (-1, "4", True)),
         ("compute", {"kind": "service"}, "service"),
         ("compute", {"range_from": "2026-06-02T00:00:00Z"}, "2026-06-02T00:00:00Z"),
         ("compute", {"range_to": "2026-06-30T00:00:00Z"}, "2026-06-30T00:00:00Z"),
