@@ -226,6 +226,13 @@ def test_a_capped_count_loses_nothing(run: Run, size: int, limit: int) -> None:
     assert_instances(run(partner=acme(*instances(size)), behaviour=behaviour), instances(size))
 
 
+def test_an_unknown_count_of_a_kind_is_not_taken_for_none(run: Run) -> None:
+    gone = usage("o9", "lab", "notebook", "1h", instance_organization_name=GONE)
+    partner = replace(acme(), records=fixed(instances(2), [gone]))
+    without = always(Fault(edit=lambda answer: {**answer, "count": None}), path_has("service"))
+    assert [row["instance"] for row in run(partner=partner, fault=without).rows][2:] == ["lab"]
+
+
 @cases("link, requests", {"null": ("url", 1), "none": ("absent", 2)})
 def test_a_next_of_null_saves_a_request(run: Run, link: Any, requests: int) -> None:
     full_page = acme(*instances(1), others=tuple(f"p{number}" for number in range(399)))

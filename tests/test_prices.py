@@ -385,6 +385,12 @@ def test_an_ambiguous_price_is_an_error(run: Run, flags: Any, named: str, found:
     assert re.fullmatch(f".*/prices.csv: line 4: .*{found}.*", result.stderr.strip())
 
 
+def test_an_expired_price_may_be_ambiguous(run: Run) -> None:
+    prices = f"{ENDS}vm,,,,1\nvm,twin,,2026-06-01,2\n"
+    result = run(partner=partner(vm(), listed=[*LISTED, *NAMESAKES]), prices=prices)
+    assert (result.status, result.stderr) == (0, "")
+
+
 # Amounts
 
 

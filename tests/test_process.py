@@ -224,6 +224,12 @@ def test_unwritable_streams_change_neither_files_nor_status(run_process: Run, st
     assert "Exception" not in result.stderr
 
 
+@pytest.mark.parametrize("streams", UNWRITABLE)
+def test_help_may_go_nowhere(run_process: Run, streams: str) -> None:
+    result = run_process("--help", wrapper=["bash", "-c", f'"$@" {streams}', "bash"])
+    assert (result.status, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("locale", ["LANG=C", "LC_ALL=C PYTHONUTF8=0", "PYTHONIOENCODING=ascii"])
 def test_a_locale_changes_no_byte_of_the_files(run_process: Run, locale: str) -> None:
     result = run_process(wrapper=["env", *locale.split()])
