@@ -61,14 +61,9 @@ INVALID = {  # the beginning of the error: values of the variable
         *"acme.com: acme.com:https acme.com:٨٤٤٣ acme.com:hunter2 acme.com/?key=hunter2".split(),
     ],
 }
-UNKNOWN = [
-    "--mon=last",
-    "--days",
-    "--api-key=hunter2",
-    "--quiet=hunter2's",
-    "hunter2",
-    "--key hunter2",
-]
+UNKNOWN = "--mon=last --days --api-key=hunter2 --quiet=it's-hunter2 hunter2 --key\thunter2".split(
+    " "
+)
 ORGANIZATIONS = {"4kd82ma": "Northwind", "p7w3xq9": "Fabrikam", "t2": "FABRIKAM", "x3": "p7w3xq9"}
 TENANTS = Partner(
     [organization(*each) for each in ORGANIZATIONS.items()],
