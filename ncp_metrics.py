@@ -314,9 +314,9 @@ def format_moment(moment: datetime) -> str:
 # Price book
 
 Thing = tuple[str, str]  # what has a price: a profile, and a dimension of it
-BLANK = {"dimension": INSTANCE, "effective_from": "1900-01-01", "effective_to": "9000-01-01"}
+IF_BLANK = {"dimension": INSTANCE, "effective_from": "1900-01-01", "effective_to": "9000-01-01"}
 PRICE_COLUMNS = "profile hourly_rate organization profile_type currency description".split()
-PRICE_COLUMNS += BLANK
+PRICE_COLUMNS += IF_BLANK
 
 
 class Price(NamedTuple):
@@ -386,7 +386,7 @@ class PriceBook:
 
 def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
     """Return the price book; add to the problems all that is wrong with it, by file and line."""
-    path, content, valid = str(settings.pricing_file), b"", len(problems)
+    path, content, before = str(settings.pricing_file), b"", len(problems)
     columns: list[str] = []
     try:
         content = Path(path).read_bytes()
@@ -414,7 +414,7 @@ def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
             problems.append(f"{path}: line {number}: {error}")
         if not columns:
             break
-    if not columns and len(problems) == valid:
+    if not columns and len(problems) == before:
         problems.append(f"{path}: needs a header, such as profile,hourly_rate")
     return book
 
@@ -424,7 +424,7 @@ def parse_price(line: int, columns: list[str], row: list[str], settings: Setting
     if len(row) != len(columns):
         raise ValueError(f"{len(row)} cells, but the header has {len(columns)}")
     given = {column: cell for column, cell in zip(columns, row) if cell}
-    cells = defaultdict(str, {**BLANK, **given})
+    cells = defaultdict(str, {**IF_BLANK, **given})
     for column, pattern, meaning in (
         ("profile", ".+", "the name of a profile"),
         ("hourly_rate", r"[0-9]+(\.[0-9]+)?", "a plain decimal, such as 2.50"),
@@ -514,6 +514,16 @@ def choose(wanted: Sequence[str], listed: Sequence[Organization]) -> list[Organi
 
 # Answers
 
+Quantities = tuple[tuple[str, Decimal], ...]  # by parameter
+Priced = Callable[[str, str, str], Collection[str]]  # parameters, by organization, kind, profile
+# What makes records of two lists the same; those of one list also have the same times.
+subject_of = attrgetter("organization.id", "project", "profile", "ids", "instance_id")
+RECORD_TEXTS = (
+    "instance_organization_id profile_name instance_id instance_organization_name "
+    "instance_project_name instance_project_id profile_id instance_name status created_at "
+    "deleted_at start_time end_time"
+).split()
+
 
 class Record(NamedTuple):
     """The metered usage of an instance in a period."""
@@ -535,17 +545,6 @@ class Record(NamedTuple):
 
     def __str__(self) -> str:
         return f"instance {self.instance} ({self.instance_id})"
-
-
-Quantities = tuple[tuple[str, Decimal], ...]  # by parameter
-Priced = Callable[[str, str, str], Collection[str]]  # parameters, by organization, kind, profile
-# What makes records of two lists the same; those of one list also have the same times.
-subject_of = attrgetter("organization.id", "project", "profile", "ids", "instance_id")
-RECORD_TEXTS = (
-    "instance_organization_id profile_name instance_id instance_organization_name "
-    "instance_project_name instance_project_id profile_id instance_name status created_at "
-    "deleted_at start_time end_time"
-).split()
 
 
 class Listing(NamedTuple):
@@ -629,8 +628,8 @@ def texts_of(row: dict[str, Any], names: Sequence[str], required: int = 0) -> li
 def parse_record(row: dict[str, Any], listing: Listing, priced: Priced) -> Record:
     """Return a usage record, whose common texts are shared with others; raises Failure."""
     texts = texts_of(row, RECORD_TEXTS, required=3)
-    owner_id, profile, instance_id, owner_name, project, project_id, profile_id, *texts = texts
-    instance, status, created_at, deleted_at, start, end = texts
+    owner_id, profile, instance_id, owner_name, project, project_id, profile_id, *rest = texts
+    instance, status, created_at, deleted_at, start, end = rest
     owner = listing.organization or Organization(sys.intern(owner_id), owner_name or owner_id, "")
     if owner_id != owner.id:
         raise Failure(f"is of organization {owner_id}: the API ignored the organization filter")
@@ -689,7 +688,7 @@ def metered_hours(row: dict[str, Any], most: Decimal) -> Decimal:
     usage = "" if usage is None else str(usage).strip()
     if usage and not HOURS.fullmatch(usage):
         raise Failure(f"usage is not hours, such as 20.59h: {usage!r}")
-    if type(raw_usage) not in (int, Decimal) and not (usage and raw_usage is None):
+    if not (type(raw_usage) in (int, Decimal) or (usage and raw_usage is None)):
         raise Failure(f"usage is missing, or raw_usage is not a number: {raw_usage!r}")
     hours = Decimal(usage[:-1] or raw_usage or 0)
     if not 0 <= hours <= most:
@@ -1308,8 +1307,8 @@ def run(
         if flags.check:
             return check(client, book), []
         bill, note = read_bill(client, book)
-    barren, notes = bill.parameters()
-    unbilled = [*bill.unpriced(), *bill.book.unknown, *barren]
+    unused, notes = bill.parameters()
+    unbilled = [*bill.unpriced(), *bill.book.unknown, *unused]
     screen.say(*bill.doubts(), *unbilled, about="warning")
     summary = [*bill.summary(), *notes, note, *audit(settings, book)]
     raw, in_order = write_files(bill, now)
