@@ -332,6 +332,8 @@ def test_each_organization_that_disagrees_is_read_once_more_and_named(run: Run) 
 def test_the_whole_partner_is_read_if_counts_differ(run: Run, count: Any, requests: int) -> None:
     assert matching(run(behaviour=Behaviour(count=count)), WHOLE) == requests
     assert matching(run(partner=acme(), behaviour=Behaviour(count=count)), WHOLE) == 0
+    split = "profile,hourly_rate,effective_from\ngpu,1,\ngpu,2,2026-06-15\nfree,0,\nnotebook,1,\n"
+    assert matching(run(prices=split, behaviour=Behaviour(count=count)), WHOLE) == requests
 
 
 @each_count
