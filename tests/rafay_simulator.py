@@ -34,9 +34,10 @@ PARTNER_KEY = "stand-in-partner-key"
 
 PARTNER_ID = "q1w2e3r"
 DEFAULT_ORGANIZATION_ID = "zx9cv8b"
-ORGANIZATIONS_PATH = "/auth/v1/organizations"
+ORGANIZATIONS_PATH = re.compile(r"/auth/v1/organizations(?:/([^/]+))?")
 USAGE_PATH = re.compile(
-    r"/apis/billing\.envmgmt\.io/v1/metrics/partner/instance/kind/(compute|service)/usage"
+    r"/apis/billing\.envmgmt\.io/v1/metrics/partner"
+    r"/(instance|profile)/kind/(compute|service)/usage"
 )
 UTC_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d{1,9})?(?:Z|\+00:00)")
 DEFAULT_LIMIT = 10
@@ -144,6 +145,24 @@ def organization(
         "is_default_org": organization_id == DEFAULT_ORGANIZATION_ID,
         "external_id": external_id,
     }
+
+
+def profile_totals(records: Sequence[Record], start: datetime, end: datetime) -> list[Record]:
+    """Add up the hours of each profile.
+
+    Rafay documents the request for usage by profile, and that it is aggregated, but records no
+    answer: these rows are a guess.
+    """
+    profiles = {one["profile_name"]: one.get("profile_id") for one in records}
+    hours = dict.fromkeys(profiles, Decimal(0))
+    for one in records:
+        raw = one.get("raw_usage")
+        hours[one["profile_name"]] += Decimal(one["usage"].rstrip("h") if raw is None else str(raw))
+    asked = {"start_time": iso(start), "end_time": iso(end)}
+    return [
+        {"profile_id": profiles[name], "profile_name": name, **metered_hours(total), **asked}
+        for name, total in hours.items()
+    ]
 
 
 def metered_hours(hours: Decimal) -> Record:
@@ -486,9 +505,9 @@ class Simulator:
             return Reply(301, b"{}", {"Location": location + urlencode(request.query)})
         try:
             if usage := USAGE_PATH.fullmatch(path):
-                return json_reply(self._usage(usage[1], request))
-            if path == ORGANIZATIONS_PATH:
-                return json_reply(self._organizations(request))
+                return json_reply(self._usage(usage[1], usage[2], request))
+            if organizations := ORGANIZATIONS_PATH.fullmatch(path):
+                return json_reply(self._organizations(organizations[1], request))
             raise RefusedError(404, "not found")
         except RefusedError as refusal:
             status, message = refusal.args
@@ -506,12 +525,24 @@ class Simulator:
         counts = {"total": {"count": total}, "page": {"count": on_page}, "absent": {}}
         return counts[self.behaviour.count]
 
-    def _organizations(self, request: Request) -> Mapping[str, Any]:
-        """Answer with a page of organizations."""
+    def _organizations(self, only: str | None, request: Request) -> Mapping[str, Any]:
+        """Answer with one organization, or with a page of them all.
+
+        How Rafay matches names is not documented: here a part of one will do, in any case.
+        """
         if request.headers.get("x-rafay-api-keyid") != PARTNER_KEY:
             raise RefusedError(401, "missing or invalid API key")
         listed = self.partner.organizations
+        if only:
+            for one in listed:
+                if one["id"] == only:
+                    return one
+            raise RefusedError(404, "not found")
         offset, limit = self._page(request)
+        if name := request.query.get("name"):
+            listed = [one for one in listed if name.casefold() in one["name"].casefold()]
+        if external_id := request.query.get("external_id"):
+            listed = [one for one in listed if one.get("external_id") == external_id]
         page = listed[offset : offset + limit]
 
         def link(start: int) -> str:
@@ -528,8 +559,8 @@ class Simulator:
             self.behaviour.organization_list: page,
         }
 
-    def _usage(self, kind: str, request: Request) -> Record:
-        """Answer with a page of the usage of one kind."""
+    def _usage(self, by: str, kind: str, request: Request) -> Record:
+        """Answer with a page of the usage of one kind, by instance or by profile."""
         if request.headers.get("x-api-key") != DEFAULT_KEY:
             raise RefusedError(401, "missing or invalid API key")
         start, end = (utc_time(request.query, name) for name in ("range_from", "range_to"))
@@ -540,11 +571,13 @@ class Simulator:
         records = self.partner.records(
             kind, start, end, only if self.behaviour.honour_filter else None
         )
+        if by == "profile":
+            records = profile_totals(records, start, end)
         if offset and self.behaviour.shift:
             records = records[-1:] + records[:-1]
         begin = offset if self.behaviour.honour_offset else 0
         page = records[begin : begin + limit]
-        name = "instance_usage_data"
+        name = f"{by}_usage_data"
         answer: Record = {
             "kind": kind,
             "partner_id": PARTNER_ID,

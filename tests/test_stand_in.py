@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
 import requests
 from rafay_simulator import DEFAULT_KEY, PARTNER_KEY, Behaviour, Simulator
 
-USAGE = (
-    "/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{}/usage?range_from={}&range_to={}"
-)
+USAGE = "/apis/billing.envmgmt.io/v1/metrics/partner/{}/kind/{}/usage?range_from={}&range_to={}"
 JUNE = ("2026-06-01T00:00:00Z", "2026-07-01T00:00:00Z")
-COMPUTE = USAGE.format("compute", *JUNE)
+COMPUTE, PROFILES = (USAGE.format(by, "compute", *JUNE) for by in ("instance", "profile"))
 LIST = "/auth/v1/organizations"
 KEYS = {"x-api-key": DEFAULT_KEY, "X-RAFAY-API-KEYID": PARTNER_KEY}
 
@@ -24,17 +23,29 @@ def get(stand_in: Simulator, target: str, behaviour: Behaviour | None = None) ->
 
 
 @pytest.mark.parametrize("kind", ["compute", "service"])
+@pytest.mark.parametrize("by", ["instance", "profile"])
 @pytest.mark.parametrize(
     ("more", "limit"),
     [("", 10), ("&limit=400&instance_organization_id=", 400), ("&limit=100&offset", 100)],
 )
-def test_usage_requests_are_answered(stand_in: Simulator, kind: str, more: str, limit: int) -> None:
+def test_usage_requests_are_answered(
+    stand_in: Simulator, by: str, kind: str, more: str, limit: int
+) -> None:
     times = ("2026-06-01T00%3A00%3A00.000Z", "2026-06-30T10%3A20%3A46.123Z")
-    answer = get(stand_in, USAGE.format(kind, *times) + more)
-    assert len(answer.pop("instance_usage_data")) == min(limit, answer.pop("count"))
+    answer = get(stand_in, USAGE.format(by, kind, *times) + more)
+    assert len(answer.pop(f"{by}_usage_data")) == min(limit, answer.pop("count"))
     range_ = {"range_from": "2026-06-01T00:00:00Z", "range_to": "2026-06-30T10:20:46Z"}
     ids = {"partner_id": "q1w2e3r", "organization_id": "zx9cv8b"}
     assert answer == {"kind": kind, "offset": 0, "limit": limit, **ids, **range_}
+
+
+def test_usage_by_profile_is_the_total_of_its_instances(stand_in: Simulator) -> None:
+    totals: dict[str, Decimal] = {}
+    for each in get(stand_in, f"{COMPUTE}&limit=400")["instance_usage_data"]:
+        total = totals.get(each["profile_name"], Decimal(0))
+        totals[each["profile_name"]] = total + Decimal(each["usage"].rstrip("h"))
+    profiles = get(stand_in, f"{PROFILES}&limit=400")["profile_usage_data"]
+    assert {each["profile_name"]: Decimal(each["usage"][:-1]) for each in profiles} == totals
 
 
 def test_one_tenant_has_numeric_labels_only(stand_in: Simulator) -> None:
@@ -50,6 +61,21 @@ def test_a_capped_count_hides_no_record(stand_in: Simulator) -> None:
     assert (answer["count"], len(answer["instance_usage_data"])) == (20, 12)
 
 
+@pytest.mark.parametrize("target", [f"{LIST}/2mv8tzk", f"{LIST}/2mv8tzk/"])
+def test_an_organization_is_read_by_its_id(stand_in: Simulator, target: str) -> None:
+    flags = {"active": True, "approved": True, "is_default_org": False}
+    more = {"external_id": "CRM-2077", "partner_id": "q1w2e3r", "settings": {"currency": "USD"}}
+    assert get(stand_in, target) == {"id": "2mv8tzk", "name": "Fabrikam, Inc.", **flags, **more}
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [("name=ZEPH", "z9n4h6d"), ("external_id=0010042", "4kd82ma"), ("name&limit=1", "4kd82ma")],
+)
+def test_organizations_are_searched(stand_in: Simulator, query: str, found: str) -> None:
+    assert [each["id"] for each in get(stand_in, f"{LIST}?{query}")["results"]] == [found]
+
+
 def test_a_page_of_organizations_links_to_the_next(stand_in: Simulator) -> None:
     answer = get(stand_in, f"{LIST}?limit=3&offset=3")
     assert answer["next"] == f"{stand_in.url}{LIST}?limit=3&offset=6"
@@ -57,6 +83,6 @@ def test_a_page_of_organizations_links_to_the_next(stand_in: Simulator) -> None:
     assert set(get(stand_in, LIST, Behaviour(next_link="absent"))) == {"count", "results"}
 
 
-@pytest.mark.parametrize("target", [COMPUTE, LIST])
+@pytest.mark.parametrize("target", [COMPUTE, PROFILES, LIST, f"{LIST}/2mv8tzk"])
 def test_a_missing_key_is_refused(stand_in: Simulator, target: str) -> None:
     assert requests.get(stand_in.url + target, timeout=10).status_code == 401
