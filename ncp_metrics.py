@@ -241,7 +241,7 @@ def read_settings(flags: argparse.Namespace, environ: Mapping[str, str], now: da
             if text is None:
                 raise ValueError("not set; see --help")
             if text and pattern and not re.fullmatch(pattern, text, re.A):
-                raise ValueError(f"not valid: {meaning}")
+                raise ValueError(f"not valid: expected {meaning.rpartition(' (')[0]}")
             values[variable.lower()] = text and read(text)
         except (ValueError, OSError) as error:  # OSError: the working directory is gone
             flags.problems.append(f"{flag if by_flag else variable}: {error}")
@@ -1262,7 +1262,8 @@ def read_bill(client: Client, raw_book: PriceBook) -> tuple[Bill, str]:
         reconcile(client, usage, wholes)
         warnings = [f"{each} is not listed but has usage: it is billed" for each in unlisted]
         client.screen.say(*warnings, about="warning")
-        note = f"Reconciled with the partner-wide usage: {sum(map(len, usage.values()))} records"
+        counted = sum(count_records(usage, kind, period) for kind in KINDS)
+        note = f"Reconciled with the partner-wide usage: {counted} records"
     records = list(itertools.chain.from_iterable(usage.values()))
     lines = bill_records(records, book, settings.currency)
     return Bill(settings, book, owners, records, lines), note
