@@ -105,11 +105,8 @@ def metered(compute: Sequence[Instance] = (), service: Sequence[Instance] = ()) 
     instances = {"compute": compute, "service": service}
 
     def records(kind: str, start: datetime, end: datetime, only: str | None) -> list[Record]:
-        return [
-            instance.record(start, end)
-            for instance in instances[kind]
-            if only in (None, instance.organization_id)
-        ]
+        asked = (each for each in instances[kind] if only in (None, each.organization_id))
+        return [each.record(start, end) for each in asked]
 
     return records
 
@@ -148,20 +145,15 @@ def organization(
 
 
 def profile_totals(records: Sequence[Record], start: datetime, end: datetime) -> list[Record]:
-    """Add up the hours of each profile.
-
-    Rafay documents the request for usage by profile, and that it is aggregated, but records no
-    answer: these rows are a guess.
-    """
-    profiles = {one["profile_name"]: one.get("profile_id") for one in records}
-    hours = dict.fromkeys(profiles, Decimal(0))
+    """Add up the hours of each profile: a guess, as Rafay documents the request, but no answer."""
+    hours: dict[tuple[str, str | None], Decimal] = defaultdict(Decimal)
     for one in records:
-        raw = one.get("raw_usage")
-        hours[one["profile_name"]] += Decimal(one["usage"].rstrip("h") if raw is None else str(raw))
+        raw = str(one.get("raw_usage") or one["usage"].rstrip("h"))
+        hours[one["profile_name"], one.get("profile_id")] += Decimal(raw)
     asked = {"start_time": iso(start), "end_time": iso(end)}
     return [
-        {"profile_id": profiles[name], "profile_name": name, **metered_hours(total), **asked}
-        for name, total in hours.items()
+        {"profile_id": id_, "profile_name": name, **metered_hours(total), **asked}
+        for (name, id_), total in hours.items()
     ]
 
 
@@ -286,17 +278,8 @@ class Request:
     headers: dict[str, str]
 
 
-Action = Literal[
-    "answer",
-    "reset",
-    "reset-body",
-    "cut-length",
-    "cut-chunked",
-    "bad-gzip",
-    "stall",
-    "stall-body",
-    "drip",
-]
+Break = Literal["reset", "reset-body", "cut-length", "cut-chunked", "bad-gzip"]
+Action = Literal["answer", Break, "stall", "stall-body", "drip"]
 
 
 @dataclass(frozen=True)
@@ -376,12 +359,8 @@ class Reply:
 
 def json_reply(answer: Any, status: int = 200) -> Reply:
     """Write an answer in JSON, compact and in UTF-8."""
-    return Reply(
-        status,
-        json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode(
-            "utf-8", "surrogatepass"
-        ),
-    )
+    text = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+    return Reply(status, text.encode("utf-8", "surrogatepass"))
 
 
 class RefusedError(Exception):
@@ -619,11 +598,9 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         # The tests tell these threads by their name, which they have of themselves since 3.10 only.
-        name, arguments = "process_request_thread", (request, client_address)
-        thread = threading.Thread(
-            target=self.process_request_thread, name=name, args=arguments, daemon=True
-        )
-        thread.start()
+        target, name = self.process_request_thread, "process_request_thread"
+        arguments = (request, client_address)
+        threading.Thread(target=target, name=name, args=arguments, daemon=True).start()
 
     def handle_error(self, request: object, client_address: object) -> None:
         # Clients may go away at any time; anything else is a bug, and is shown.
@@ -642,16 +619,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Keep quiet: the log is `Simulator.requests`."""
 
     def do_GET(self) -> None:
-        target = urlsplit(self.path)
-        reply, fault = self.server.simulator.serve(
-            Request(
-                self.command,
-                target.path,
-                dict(parse_qsl(target.query, keep_blank_values=True)),
-                {name.lower(): value for name, value in self.headers.items()},
-            )
-        )
-        behaviour = self.server.simulator.behaviour
+        simulator, target = self.server.simulator, urlsplit(self.path)
+        query = dict(parse_qsl(target.query, keep_blank_values=True))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        reply, fault = simulator.serve(Request(self.command, target.path, query, headers))
+        behaviour = simulator.behaviour
         zipped = behaviour.gzip and "gzip" in self.headers.get("Accept-Encoding", "")
         chunked = behaviour.chunked and self.request_version != "HTTP/1.0"
         if fault is None:
