@@ -6,6 +6,7 @@ import csv
 import gc
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,16 +65,12 @@ class Result:
     @property
     def errors(self) -> list[str]:
         """The lines of stderr that are errors, without their beginning."""
-        begin = "ncp_metrics: error: "
-        lines = self.stderr.splitlines()
-        return [line[len(begin) :] for line in lines if line.startswith(begin)]
+        return re.findall("^ncp_metrics: error: (.*)", self.stderr, re.MULTILINE)
 
     @property
     def warnings(self) -> list[str]:
         """The lines of stderr that are warnings, without their beginning."""
-        begin = "ncp_metrics: warning: "
-        lines = self.stderr.splitlines()
-        return [line[len(begin) :] for line in lines if line.startswith(begin)]
+        return re.findall("^ncp_metrics: warning: (.*)", self.stderr, re.MULTILINE)
 
 
 Run = Callable[..., Result]
@@ -177,10 +174,7 @@ def run(
     """
 
     def run(
-        *flags: str,
-        constants: Mapping[str, float] | None = None,
-        now: str = NOW,
-        **more: object,
+        *flags: str, constants: Mapping[str, float] | None = None, now: str = NOW, **more: object
     ) -> Result:
         environ = prepare(**more)
         before = set(threading.enumerate())
