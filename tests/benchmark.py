@@ -14,28 +14,19 @@ import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from subprocess import DEVNULL, Popen
+from typing import Any, NamedTuple
 
+import rafay_simulator
 import requests
-from rafay_simulator import (
-    Behaviour,
-    Fault,
-    FaultPlan,
-    Partner,
-    Request,
-    Simulator,
-    fixed,
-    organization,
-)
+from rafay_simulator import Behaviour, Fault, FaultPlan, Partner, Simulator, fixed, organization
 
 HERE = Path(__file__).parent
 START, END = "2026-06-01T00:00:00Z", "2026-07-01T00:00:00Z"
@@ -56,11 +47,8 @@ def yardstick(environ: dict[str, str]) -> None:
     def pages(path: str, name: str, header: dict[str, str], **query: str) -> Iterator[Any]:
         offset = 0
         while True:
-            answer = session.get(
-                console + path,
-                params={**query, "limit": str(PAGE), "offset": str(offset)},
-                headers=header,
-            ).json()
+            params = {**query, "limit": str(PAGE), "offset": str(offset)}
+            answer = session.get(console + path, params=params, headers=header).json()
             yield from answer[name]
             offset += len(answer[name])
             if offset >= answer["count"]:
@@ -73,14 +61,9 @@ def yardstick(environ: dict[str, str]) -> None:
     default = {"x-api-key": environ["RAFAY_DEFAULT_API_KEY"]}
     for tenant in pages("/auth/v1/organizations", "results", partner):
         for kind in ("compute", "service"):
-            for record in pages(
-                f"/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{kind}/usage",
-                "instance_usage_data",
-                default,
-                range_from=START,
-                range_to=END,
-                instance_organization_id=tenant["id"],
-            ):
+            path = f"/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{kind}/usage"
+            query = {"range_from": START, "range_to": END, "instance_organization_id": tenant["id"]}
+            for record in pages(path, "instance_usage_data", default, **query):
                 hours = float(record["usage"].rstrip("h"))
                 rate = prices[record["profile_name"]]
                 texts = ("instance_project_name", "profile_name", "instance_name", "instance_id")
@@ -133,7 +116,7 @@ def partner(tenants: int, instances: int, profiles: Sequence[str]) -> Partner:
     return Partner(organizations, fixed(rows))
 
 
-def one_less(request: Request) -> Fault | None:
+def one_less(request: rafay_simulator.Request) -> Fault | None:
     """Take a record out of each tenant's compute list: the partner-wide list has one more."""
     if "compute" not in request.path or "instance_organization_id" not in request.query:
         return None
@@ -174,9 +157,8 @@ def simulator(
 ) -> Iterator[dict[str, str]]:
     """Run the simulator in a process of its own; give its settings."""
     ours, its = multiprocessing.Pipe()
-    process = multiprocessing.Process(
-        target=serve, args=((tenants, instances, profiles), latency, plan, its)
-    )
+    arguments = ((tenants, instances, profiles), latency, plan, its)
+    process = multiprocessing.Process(target=serve, args=arguments)
     process.start()
     try:
         yield {**os.environ, **ours.recv(), "WORKERS": str(WORKERS)}
@@ -185,8 +167,7 @@ def simulator(
         process.join()
 
 
-@dataclass
-class Cost:
+class Cost(NamedTuple):
     """What one command took: wall and CPU seconds, peak memory in MiB."""
 
     wall: float
@@ -199,14 +180,9 @@ def run(command: list[str], environ: dict[str, str], prices: str, statuses: Cont
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "prices"
         path.write_text(prices, encoding="utf-8")
+        own = {**environ, "PRICING_FILE": str(path)}
         began = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            cwd=directory,
-            env={**environ, "PRICING_FILE": str(path)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = Popen(command, cwd=directory, env=own, stdout=DEVNULL, stderr=DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -220,23 +196,12 @@ def measure(
     runs: int,
     statuses: Container[int] = (0,),
 ) -> dict[str, Cost]:
-    """Return the medians of commands with their settings and price books, run in turn.
-
-    A run of each to warm up comes first.
-    """
+    """Return the medians of commands with settings and price books, run in turn, warmed up."""
     costs: dict[str, list[Cost]] = {name: [] for name in commands}
     for _ in range(runs + 1):
         for name, command in commands.items():
             costs[name].append(run(*command, statuses))
-    return {
-        name: Cost(
-            *(statistics.median(getattr(each, field) for each in taken[1:]) for field in FIELDS)
-        )
-        for name, taken in costs.items()
-    }
-
-
-FIELDS = ("wall", "cpu", "memory")
+    return {name: Cost(*map(statistics.median, zip(*each[1:]))) for name, each in costs.items()}
 
 
 def show(what: str, field: str, costs: Mapping[str, Cost], limit: float | None = None) -> None:
@@ -278,10 +243,8 @@ def main() -> None:
     costs = measure({n: (c, dict(os.environ), plain) for n, c in starts.items()}, 4 * runs)
     show("--help", "wall", costs)
     with simulator(5_000, 40) as environ:
-        contracts = book(contracts=20_000)
-        costs = measure(
-            {"contracts": (OURS, environ, contracts), "list": (OURS, environ, plain)}, runs
-        )
+        both = {"contracts": (OURS, environ, book(20_000)), "list": (OURS, environ, plain)}
+        costs = measure(both, runs)
     show("200,000 records of 5,000 tenants, 20,000 contracts", "cpu", costs)
     with simulator(1, 400, profiles=[f"gpu-model-{n}" for n in range(400)]) as environ:
         books = {
@@ -291,11 +254,8 @@ def main() -> None:
         costs = measure({n: (OURS, environ, text) for n, text in books.items()}, runs, (0, 3))
     show("400 profiles, 4,000 prices", "wall", costs)
     with simulator(2_000, 2) as agreeing, simulator(2_000, 3, plan=one_less) as differing:
-        costs = measure(
-            {"differing": (OURS, differing, plain), "agreeing": (OURS, agreeing, plain)},
-            runs,
-            (0, 1),
-        )
+        both = {"differing": (OURS, differing, plain), "agreeing": (OURS, agreeing, plain)}
+        costs = measure(both, runs, (0, 1))
     show("2,000 tenants", "cpu", costs)
 
 
