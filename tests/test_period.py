@@ -115,10 +115,8 @@ def billed(run: Run, *flags: str, **more: Any) -> list[str]:
     """Return the period of each line of a bill without warnings."""
     result = run(*flags, **{"partner": TENANT, "now": NOW, **more})
     assert (result.status, result.stderr) == (0, "")
-    raw = next(iter(result.files.values()))
-    return [
-        f"{row['period_start']} {row['period_end']}" for row in csv.DictReader(io.StringIO(raw))
-    ]
+    rows = csv.DictReader(io.StringIO(next(iter(result.files.values()))))
+    return [f"{row['period_start']} {row['period_end']}" for row in rows]
 
 
 def error(run: Run, *flags: str, **more: str) -> str:
@@ -148,9 +146,8 @@ def test_a_month_that_is_not_over_is_billed_up_to_now_with_a_warning(run: Run, n
 
 @pytest.mark.parametrize("text", NO_MONTH)
 def test_an_invalid_month_is_an_error(run: Run, text: str) -> None:
-    assert re.search(
-        "^BILLING_MONTH.*2026-06 or last", error(run, BILLING_MONTH=text, TIMEZONE=BERLIN)
-    )
+    said = error(run, BILLING_MONTH=text, TIMEZONE=BERLIN)
+    assert re.search("^BILLING_MONTH.*2026-06 or last", said)
 
 
 def test_a_month_that_begins_this_moment_is_an_error(run: Run) -> None:
