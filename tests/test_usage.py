@@ -168,9 +168,8 @@ def test_parameters_are_a_cell_and_each_priced_quantity_is_a_row_with_its_own_ho
 ) -> None:
     instance, *disks = bill(run, {"parameters": parameters}, prices=DISK_PRICES).rows
     assert (instance["parameters"], instance["usage_hours"]) == (cell, "1.00")
-    assert [(row["dimension"], row["usage_hours"]) for row in disks] == [
-        ("disk", each) for each in hours
-    ]
+    billed = [(row["dimension"], row["usage_hours"]) for row in disks]
+    assert billed == [("disk", each) for each in hours]
 
 
 CPU_PRICES = "profile,dimension,hourly_rate\ngpu,instance,0\ngpu,CPU,0.5\n"
@@ -306,9 +305,8 @@ def test_the_summary_adds_up_the_rows_of_each_organization(run: Run, prices: Any
         name = f"{row['organization']} ({row['organization_id']})"
         groups.setdefault(name, []).append(row)
     lines = re.findall(r"^(\S.*?)  +(\d+) .* ([\d.,]+) +([\d.,]+)$", result.stdout, re.M)
-    assert {name: tuple(more) for name, *more in lines} == {
-        name: figures(rows) for name, rows in groups.items()
-    }
+    expected = {name: figures(rows) for name, rows in groups.items()}
+    assert {name: tuple(more) for name, *more in lines} == expected
     assert re.search(r"without usage\D*1\b", result.stdout)
 
 
