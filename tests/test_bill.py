@@ -132,7 +132,7 @@ def test_the_password_of_a_proxy_is_never_shown_in_part(
 def test_progress_stays_on_one_line_of_a_narrow_terminal(prepare: Prepare) -> None:
     leader, follower = pty.openpty()
     ioctl(follower, TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-    busy = first(2, Fault("answer", status=503), path_has("usage"))
+    busy = first(2, Fault("answer", status=503, body=b"overloaded " * 9), path_has("usage"))
     environ = environment(prepare(SMALL, fault=busy))
     slow = command("--check", constants={"BACKOFF_SECONDS": 1.5})
     with Popen(slow, env=environ, stderr=follower, stdout=PIPE) as process:
