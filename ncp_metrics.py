@@ -804,16 +804,15 @@ class Client:
 
 def decode(response: requests.Response, body: bytearray, host: str, key: str) -> Any:
     """Return the JSON of an answer, its fractions as Decimal; raises Failure or Transient."""
-    status, said = response.status_code, body.decode("utf-8", "replace").strip()
+    status = response.status_code
     if status == 200:
-        try:
+        with suppress(ValueError, RecursionError, decimal.DecimalException):
             return json.loads(body, parse_float=Decimal, parse_constant=str)
-        except (ValueError, RecursionError, decimal.DecimalException):
-            raise Transient(f"the answer is not JSON: {said!r}") from None
-    refused = f"{key} was refused"
-    hint = {401: refused, 403: refused, 404: f"is {host} the right host?"}.get(status)
-    reason = ": ".join(filter(None, (f"HTTP {status}", hint, said)))
-    if status < 500 and status not in (408, 425, 429):
+    said, refused = body.decode("utf-8", "replace").strip(), f"{key} was refused"
+    hints = {200: "the answer is not JSON", 401: refused, 403: refused}
+    hints[404] = f"is {host} the right host?"
+    reason = ": ".join(filter(None, (f"HTTP {status}", hints.get(status), said)))
+    if status < 500 and status not in (200, 408, 425, 429):
         raise Failure(reason)
     failed = Transient(reason)
     with suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # not a time
@@ -1120,10 +1119,11 @@ def write_files(bill: Bill, now: datetime) -> list[str]:
                 owner = line.record.organization
                 places[owner.name.casefold(), owner.id].append(place)
                 offsets.append(offsets[-1] + raw.write(row(format_line(line, currency))))
+            raw.flush()
             for key in sorted(places):  # one by one, since the keys below take much memory
                 for place in sorted(places[key], key=lambda place: sort_key(lines[place].record)):
-                    raw.seek(offsets[place])
-                    in_order.write(raw.readline())
+                    begin, end = offsets[place], offsets[place + 1]
+                    in_order.write(os.pread(raw.fileno(), end - begin, begin))
             for file in (raw, in_order):
                 file.flush()
                 os.fsync(file.fileno())
