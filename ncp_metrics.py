@@ -755,9 +755,8 @@ class Client:
                 return parse_page(listing, self._request(listing), self.priced)
             except (Failure, Transient) as error:
                 # A server may repeat what it was sent: redact before cutting.
-                reason = self.screen.redact(f"{listing}: {' '.join(str(error).split())}")[
-                    :MAX_QUOTE
-                ]
+                said = f"{listing}: {' '.join(str(error).split())}"
+                reason = self.screen.redact(said)[:MAX_QUOTE]
                 if isinstance(error, Failure):
                     raise Failure(reason) from None
                 wait = BACKOFF_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)
@@ -1232,6 +1231,7 @@ def handle_signals(stopping: bool) -> None:
     """Let signals end the run, or do nothing; except those ignored from the start, as by nohup."""
 
     def handle(number: int, _frame: object) -> None:
+        """Raise Stopped once, if signals end the run."""
         if stopping:
             handle_signals(stopping=False)  # let no further signal disturb the end
             raise Stopped(number)
