@@ -602,10 +602,10 @@ class _Server(socketserver.ThreadingTCPServer):
         arguments = (request, client_address)
         threading.Thread(target=target, name=name, args=arguments, daemon=True).start()
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         # Clients may go away at any time; anything else is a bug, and is shown.
         if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
+            super().handle_error(request, client_address)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

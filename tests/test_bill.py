@@ -141,5 +141,5 @@ def test_progress_stays_on_one_line_of_a_narrow_terminal(prepare: Prepare) -> No
     shown = os.read(leader, 10_000).decode()
     os.close(leader)
     lines = shown.replace("\x1b[K", "").split("\r")
-    assert "retrying" in shown
+    assert "retrying: HTTP 503" in shown
     assert max(map(len, lines)) <= 39

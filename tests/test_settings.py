@@ -179,6 +179,10 @@ def test_an_unknown_flag_is_an_error_without_its_value(run: Run, flags: str) -> 
     assert "hunter2" not in result.stderr
 
 
+def test_a_key_given_as_a_flag_is_not_shown(run: Run) -> None:
+    assert_errors(run("--abcdefgh1234567=="), "unknown argument.*not shown")
+
+
 @pytest.mark.parametrize(
     ("flags", "billed"),
     [

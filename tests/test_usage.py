@@ -245,6 +245,7 @@ def test_a_priced_label_that_is_no_plain_decimal_is_an_error(run: Run, value: An
         ({"parameters": [disk(usage="-1h")]}, "disk"),
         ({"parameters": [disk(usage="", raw_usage=1e300)]}, "disk"),
         ({"parameters": [disk(is_label=1)]}, "is_label"),
+        *(({"usage": value, "raw_usage": 7}, "usage") for value in list[Any]((0, False, [], {}))),
         ({"parameters": [disk(is_label="false")]}, "is_label"),
         ({"parameters": [label("GPU", 1)]}, "label_value"),
         ({"parameters": [disk(), disk()]}, "disk"),
