@@ -150,8 +150,8 @@ class Settings(NamedTuple):
     workers: int
     reconcile: int
     organizations: Sequence[str]  # of --org
-    period: Period
-    provisional: bool  # of a month that is not over
+    period: Period  # up to now at most
+    month: Period | None  # all of the calendar month that is billed, also if it is not over
 
 
 def read_url(text: str) -> str:
@@ -246,14 +246,17 @@ def read_settings(flags: argparse.Namespace, environ: Mapping[str, str], now: da
         except (ValueError, OSError) as error:  # OSError: the working directory is gone
             flags.problems.append(f"{flag if by_flag else variable}: {error}")
     values["timezone"] = values["timezone"] or timezone.utc
-    start = end = now = now.replace(microsecond=0)
+    now, month = now.replace(microsecond=0), None
+    period = Period(now, now)
     try:
-        start, end = choose_period(flags, values, now)
-    except ValueError as error:
+        period = choose_period(flags, values, now)
+        if period == calendar_month(period.start, values["timezone"]):
+            month = period
+    except (ValueError, OverflowError) as error:
         flags.problems.append(str(error))
     del values["billing_month"], values["days"]
-    past = Period(start, min(end, now))
-    return Settings(**values, organizations=flags.org, period=past, provisional=end > now)
+    past = period._replace(end=min(period.end, now))
+    return Settings(**values, organizations=flags.org, period=past, month=month)
 
 
 # Period
@@ -275,16 +278,29 @@ def choose_period(flags: argparse.Namespace, values: Mapping[str, Any], now: dat
         raise ValueError("--month, --days and --from/--to exclude each other: give one period")
     if not from_to and (flags.DAYS or not month):
         return Period(now - timedelta(days=values["days"] or 1), now)
-    first, last = flags.start or "", flags.end or ""
-    if not from_to:
-        if month == "last":
-            month = f"{now.astimezone(zone).replace(day=1) - timedelta(days=1):%Y-%m}"
-        first, last = f"{month}-01", f"{isoparse(month) + timedelta(days=31):%Y-%m}-01"
-    period = Period(parse_moment("--from", first, zone), parse_moment("--to", last, zone))
+    if from_to:
+        texts = ("--from", flags.start or ""), ("--to", flags.end or "")
+        period = Period(*(parse_moment(name, text, zone) for name, text in texts))
+    elif month == "last":
+        period = calendar_month(month_start(now, zone) - timedelta(days=1), zone)
+    else:
+        period = calendar_month(parse_moment("--month", f"{month}-01", zone), zone)
     if period.start >= min(period.end, now) or (from_to and period.end > now):
-        reason = f"{last} is not after {first}, or is in the future: it is {format_moment(now)}"
+        start, end, at = map(format_moment, (*period, now))
+        reason = f"{end} is not after {start}, or is in the future: it is {at}"
         raise ValueError(f"--month, --from, --to: {reason}")
     return period
+
+
+def month_start(moment: datetime, zone: tzinfo) -> datetime:
+    """Return when the calendar month of a moment begins in a zone."""
+    return parse_moment("month", f"{moment.astimezone(zone).date().replace(day=1)}", zone)
+
+
+def calendar_month(moment: datetime, zone: tzinfo) -> Period:
+    """Return the calendar month of a moment in a zone."""
+    start = month_start(moment, zone)
+    return Period(start, month_start(start + timedelta(days=32), zone))
 
 
 @lru_cache(maxsize=1000)
@@ -314,8 +330,11 @@ def format_moment(moment: datetime) -> str:
 # Price book
 
 Thing = tuple[str, str]  # what has a price: a profile, and a dimension of it
+USAGE, FEE, MINIMUM = "usage", "fee", "minimum"  # charges
+RATES = {"hourly_rate": USAGE, "monthly_rate": FEE, "monthly_minimum": MINIMUM}
+ALL = "*"  # the profile of a minimum for all profiles
 IF_BLANK = {"dimension": INSTANCE, "effective_from": "1900-01-01", "effective_to": "9000-01-01"}
-PRICE_COLUMNS = "profile hourly_rate organization profile_type currency description".split()
+PRICE_COLUMNS = ["profile", *RATES, "organization", "profile_type", "currency", "description"]
 PRICE_COLUMNS += IF_BLANK
 
 
@@ -329,23 +348,24 @@ class Price(NamedTuple):
     profile_type: str
     effective_from: datetime
     effective_to: datetime  # excluded
-    rate: Decimal  # currency units for an hour
+    charge: str
+    rate: Decimal  # currency units for an hour, or for a month
 
 
 class PriceBook:
-    """Prices, found by organization (blank: everyone), then by profile and dimension."""
+    """Prices, found by charge and organization (blank: everyone), then by what has the price."""
 
     def __init__(self, path: str, sha256: str, period: Period) -> None:
         self.path, self.sha256, self.period = path, sha256, period
         self.prices: list[Price] = []
-        self.index: dict[str, dict[Thing, Any]] = defaultdict(lambda: defaultdict(dict))
+        self.index: dict[Thing, dict[Thing, Any]] = defaultdict(lambda: defaultdict(dict))
         self.parameters: dict[str, set[str]] = defaultdict(set)  # by profile
         self.unknown: list[str] = []  # what is said of prices of unknown organizations
         self.schedule = lru_cache(maxsize=None)(self._schedule)
 
     def add(self, price: Price) -> None:
         """Add a price; raises ValueError if the same thing has one from the same moment."""
-        same = self.index[price.organization][price.profile, price.dimension]
+        same = self.index[price.charge, price.organization][price.profile, price.dimension]
         first = same.setdefault((price.profile_type, price.effective_from), price)
         if first is not price:
             raise ValueError(f"line {first.line} already has this price")
@@ -355,7 +375,7 @@ class PriceBook:
     def _schedule(self, owner: str, kind: str, thing: Thing) -> list[tuple[datetime, Price | None]]:
         """Return the price in force at the start of the period, and after each change in it."""
         # An organization's own prices come before those for everyone; the first in force wins.
-        own, everyones = (self.index.get(id_, {}).get(thing, {}) for id_ in (owner, ""))
+        own, everyones = (self.index.get((USAGE, id_), {}).get(thing, {}) for id_ in (owner, ""))
         ranked = [*sorted(own.items(), reverse=True), *sorted(everyones.items(), reverse=True)]
         prices = [price for (for_kind, _), price in ranked if for_kind in ("", kind)]
         start, end = self.period
@@ -380,8 +400,14 @@ class PriceBook:
         """Return when, in the period, prices change of what it (blank: everyone) has prices for."""
         return {
             thing: {moment for kind in KINDS for moment, _ in self.schedule(owner, kind, thing)[1:]}
-            for thing in self.index.get(owner, ())
+            for thing in self.index.get((USAGE, owner), ())
         }
+
+    def monthly(self, owner: str) -> list[Price]:
+        """Return the fees and minimums of an organization, as in the book, but `*` last."""
+        charges = (self.index.get((charge, owner), {}).values() for charge in (FEE, MINIMUM))
+        latest = [same[max(same)] for same in itertools.chain.from_iterable(charges)]
+        return sorted(latest, key=lambda price: (price.profile == ALL, price.line))
 
 
 def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
@@ -405,12 +431,13 @@ def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
             if columns:
                 book.add(parse_price(number, columns, cells, settings))
                 continue
-            for name in (*cells, "profile", "hourly_rate"):
+            a_rate = next(filter(RATES.__contains__, cells), "hourly_rate")
+            for name in (*cells, "profile", a_rate):
                 if name not in PRICE_COLUMNS or cells.count(name) != 1:
                     known = ",".join(PRICE_COLUMNS)
                     raise ValueError(f"unknown, missing or duplicate column {name!r}: use {known}")
             columns = cells
-        except (csv.Error, ValueError) as error:
+        except (csv.Error, ValueError, OverflowError) as error:
             problems.append(f"{path}: line {number}: {error}")
         if not columns:
             break
@@ -424,12 +451,16 @@ def parse_price(line: int, columns: list[str], row: list[str], settings: Setting
     if len(row) != len(columns):
         raise ValueError(f"{len(row)} cells, but the header has {len(columns)}")
     given = {column: cell for column, cell in zip(columns, row) if cell}
-    cells = defaultdict(str, {**IF_BLANK, **given})
+    rates = [column for column in RATES if column in given]
+    if len(rates) != 1:
+        raise ValueError(f"give one of {', '.join(RATES)}")
+    [rate], currency = rates, settings.currency
+    cells, charge = defaultdict(str, {**IF_BLANK, **given}), RATES[rate]
     for column, pattern, meaning in (
-        ("profile", ".+", "the name of a profile"),
-        ("hourly_rate", r"[0-9]+(\.[0-9]+)?", "a plain decimal, such as 2.50"),
+        ("profile", ".+" if charge == MINIMUM else r"(?!\*$).+", "the name of a profile"),
+        (rate, r"[0-9]+(\.[0-9]+)?", "a plain decimal, such as 2.50"),
         ("profile_type", "|".join(("", *KINDS)), "compute, service or blank"),
-        ("currency", f"({settings.currency or '.*'})?", f"CURRENCY, {settings.currency}"),
+        ("currency", f"({currency or '.*'})?", f"CURRENCY, {currency}"),
     ):
         if not re.fullmatch(pattern, cells[column]):
             raise ValueError(f"{column} {cells[column]!r} is not {meaning}")
@@ -438,7 +469,23 @@ def parse_price(line: int, columns: list[str], row: list[str], settings: Setting
     if start >= end:
         raise ValueError("effective_to must be later than effective_from")
     names = cells["profile"], cells["dimension"], cells["organization"], cells["profile_type"]
-    return Price(line, *names, start, end, Decimal(cells["hourly_rate"]))
+    price = Price(line, *names, start, end, charge, Decimal(cells[rate]))
+    if charge != USAGE:
+        check_monthly(price, given, settings)
+    return price
+
+
+def check_monthly(price: Price, given: Mapping[str, str], settings: Settings) -> None:
+    """Raise ValueError if a fee or minimum says what only an hourly price may."""
+    if not price.organization or {"dimension", "profile_type"} & given.keys():
+        raise ValueError("a monthly price needs an organization, no dimension, no profile_type")
+    for name in ("effective_from", "effective_to"):
+        moment = getattr(price, name)
+        if name in given and moment != month_start(moment, settings.timezone):
+            raise ValueError(f"{name} of a monthly price must be the first moment of a month")
+    unit = MINOR_UNITS.get(settings.currency)
+    if unit and not EXACT.add(price.rate, unit).same_quantum(unit):  # a sum has all decimals
+        raise ValueError(f"{price.rate} has more decimals than {unit} {settings.currency}")
 
 
 # Organizations
@@ -531,17 +578,18 @@ class Record(NamedTuple):
     organization: Organization
     kind: str
     period: Period
-    project: str
     profile: str
-    ids: str  # of project and profile
-    instance: str
-    instance_id: str
-    times: str  # start and end, as answered
-    status: str
-    created_at: str
-    parameters: str
-    hours: Decimal
-    quantities: Quantities  # quantity x hours of each parameter with a price
+    # The defaults are for lines that bill no usage.
+    project: str = ""
+    ids: str = ""  # of project and profile
+    instance: str = ""
+    instance_id: str = ""
+    times: str = ""  # start and end, as answered
+    status: str = ""
+    created_at: str = ""
+    parameters: str = ""
+    hours: Decimal = NO_HOURS
+    quantities: Quantities = ()  # quantity x hours of each parameter with a price
 
     def __str__(self) -> str:
         return f"instance {self.instance} ({self.instance_id})"
@@ -638,7 +686,7 @@ def parse_record(row: dict[str, Any], listing: Listing, priced: Priced) -> Recor
     deleted = "deleted" if deleted_at and not deleted_at.startswith("0001-") else ""  # unset in Go
     return Record(
         *(owner, listing.kind, listing.period),
-        *(sys.intern(project), sys.intern(profile), sys.intern(f"{project_id}/{profile_id}")),
+        *(sys.intern(profile), sys.intern(project), sys.intern(f"{project_id}/{profile_id}")),
         *(instance, instance_id, sys.intern(f"{start}/{end}"), sys.intern(status or deleted)),
         created_at and parse_time(created_at),
         parameters,
@@ -960,6 +1008,11 @@ class Line(NamedTuple):
     price: Price | None
     amount: Decimal | None
 
+    @property
+    def charge(self) -> str:
+        """What it bills: usage, a fee or what is missing to a minimum."""
+        return self.price.charge if self.price else USAGE
+
 
 def billing_amount(hours: Decimal, rate: Decimal, currency: str) -> Decimal:
     """Return hours x rate in currency units, rounded once, half up, to the minor unit."""
@@ -976,6 +1029,30 @@ def bill_records(records: Iterable[Record], book: PriceBook, currency: str) -> l
             price = find(record.organization.id, record.kind, thing, record.period.start)
             amount = billing_amount(hours, price.rate, currency) if price else None
             lines.append(Line(record, dimension, hours, price, amount))
+    return lines
+
+
+def bill_month(
+    owner: Organization, usage: Sequence[Line], book: PriceBook, settings: Settings
+) -> list[Line]:
+    """Return a line for each fee of an organization, and for what is missing to each minimum."""
+    prices, month = book.monthly(owner.id), settings.month
+    if not month or not prices:
+        return []
+    billed: dict[str, Decimal] = defaultdict(Decimal)  # without fees, by profile and for ALL
+    for line in usage:
+        for profile in {line.record.profile, ALL}:
+            billed[profile] = EXACT.add(billed[profile], line.amount or 0)
+    lines = []
+    for price in prices:
+        amount = price.rate
+        if price.charge == MINIMUM:
+            amount = max(EXACT.subtract(price.rate, billed[price.profile]), Decimal(0))
+            billed[ALL] = EXACT.add(billed[ALL], amount)
+        if amount or price.charge == FEE:
+            record = Record(owner, "", month, price.profile)
+            amount = billing_amount(Decimal(1), amount, settings.currency)
+            lines.append(Line(record, "month", NO_HOURS, price, amount))
     return lines
 
 
@@ -1020,6 +1097,16 @@ class Bill(NamedTuple):
                 notes.append(f"{price.dimension} of {price.profile}: {some}")
         return warnings, notes
 
+    def left_out(self) -> list[str]:
+        """Return a warning for each fee and minimum if the period is not a month."""
+        owners = () if self.settings.month else self.organizations
+        why = "is left out: the period is not a calendar month"
+        return [
+            f"{self.book.path}: line {price.line}: {price.charge} {price.profile} of {owner} {why}"
+            for owner in owners
+            for price in self.book.monthly(owner.id)
+        ]
+
     def doubts(self) -> list[str]:
         """Return warnings that leave the status: too many hours, and a month not yet over."""
         start, end = self.settings.period
@@ -1032,28 +1119,36 @@ class Bill(NamedTuple):
             over += (instance for instance, total in hours.items() if total > length)
         instances = f"{', '.join(over[:5])}; instances: {len(over)}"
         doubts = [f"more hours than the period has: check {instances}"] if over else []
-        month = f"the bill is provisional: the month ends after {format_moment(end)}"
-        return [*doubts, month] if self.settings.provisional else doubts
+        month = self.settings.month
+        if month and month.end > end:
+            doubts.append(f"the bill is provisional: the month ends after {format_moment(end)}")
+        return doubts
 
     def summary(self) -> list[str]:
-        """Return the table of organizations with usage, their total, and how many had none."""
+        """Return the table of organizations that are billed, and what the total is made of."""
         currency, everybody = self.settings.currency, len(self.organizations)
         zeros = (Decimal(0), NO_HOURS, 0 * MINOR_UNITS[currency])
         figures: dict[str, Sequence[Decimal]] = {}
         for owner, own in itertools.groupby(self.lines, attrgetter("record.organization")):
             lines = list(own)
-            instances = Decimal(len({line.record.instance_id for line in lines}))
-            hours = reduce(EXACT.add, (x.hours for x in lines if x.dimension == INSTANCE))
+            instances = Decimal(len({x.record.instance_id for x in lines if x.charge == USAGE}))
+            hours = reduce(EXACT.add, (x.hours for x in lines if x.dimension == INSTANCE), NO_HOURS)
             amounts = (line.amount for line in lines if line.amount is not None)
             figures[str(owner)] = instances, hours, reduce(EXACT.add, amounts, zeros[2])
         total = [reduce(EXACT.add, column) for column in zip(zeros, *figures.values())]
         rows = [["Organization", "Instances", "Hours", f"Amount ({currency})"]]
         rows += [[n, *map("{:,f}".format, row)] for n, row in (*figures.items(), ("Total", total))]
         widths = [max(map(len, column)) for column in zip(*rows)]
+        idle = everybody - sum(1 for instances, *_ in figures.values() if instances)
+        monthly = {
+            charge: [line.amount or zeros[2] for line in self.lines if line.charge == charge]
+            for charge in (FEE, MINIMUM)
+        }
         return [
             *("  ".join([n.ljust(widths[0]), *map(str.rjust, r, widths[1:])]) for n, *r in rows),
             "",
-            f"Organizations without usage: {everybody - len(figures)} of {everybody}",
+            *(f"Of the total, {c}s: {reduce(EXACT.add, x):,f}" for c, x in monthly.items() if x),
+            f"Organizations without usage: {idle} of {everybody}",
         ]
 
 
@@ -1092,9 +1187,9 @@ def format_line(line: Line, currency: str) -> tuple[str, ...]:
         record.created_at,
         text_cell(record.parameters),
         *map(format_moment, record.period),
-        "usage",
+        line.charge,
         shared_cell(line.dimension),
-        format_hours(line.hours),
+        format_hours(line.hours) if line.charge == USAGE else "",
         f"{line.price.rate:f}" if line.price else "",
         "" if line.amount is None else f"{line.amount:f}",
         currency,
@@ -1264,8 +1359,13 @@ def read_bill(client: Client, raw_book: PriceBook) -> tuple[Bill, str]:
         client.screen.say(*warnings, about="warning")
         counted = sum(count_records(usage, kind, period) for kind in KINDS)
         note = f"Reconciled with the partner-wide usage: {counted} records"
-    records = list(itertools.chain.from_iterable(usage.values()))
-    lines = bill_records(records, book, settings.currency)
+    records: list[Record] = []
+    lines: list[Line] = []
+    for owner, listings in itertools.groupby(usage, attrgetter("organization")):
+        own = list(itertools.chain.from_iterable(usage[each] for each in listings))
+        billed = bill_records(own, book, settings.currency)
+        records += own
+        lines += [*billed, *bill_month(owner, billed, book, settings)]
     return Bill(settings, book, owners, records, lines), note
 
 
@@ -1281,9 +1381,10 @@ def check(client: Client, book: PriceBook) -> int:
             [listed] = read_lists(client, [Listing("", book.period)]).values()
             chosen = choose(settings.organizations, listed)
             say(f"{listing}: {len(listed)} listed, {len(chosen)} to bill")
-            unknown = resolve(book, listed).unknown
-            say(*unknown, about="warning")
-            statuses.update([3] if unknown else [])
+            resolved = resolve(book, listed)
+            unbilled = [*resolved.unknown, *Bill(settings, resolved, chosen, [], []).left_out()]
+            say(*unbilled, about="warning")
+            statuses.update([3] if unbilled else [])
         except Failure as failure:
             say(*failure.args, about="error")
             statuses.add(failure.status)
@@ -1309,7 +1410,7 @@ def run(
             return check(client, book), []
         bill, note = read_bill(client, book)
     unused, notes = bill.parameters()
-    unbilled = [*bill.unpriced(), *bill.book.unknown, *unused]
+    unbilled = [*bill.unpriced(), *bill.book.unknown, *bill.left_out(), *unused]
     screen.say(*bill.doubts(), *unbilled, about="warning")
     summary = [*bill.summary(), *notes, note, *audit(settings, book)]
     raw, in_order = write_files(bill, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
+from decimal import Decimal
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -79,6 +80,24 @@ def test_an_amount_is_hours_x_rate_half_up_and_the_total_is_the_sum(
     assert [tuple(row[column] for column in columns) for row in result.rows] == expected
     [line] = [line for line in result.stdout.splitlines() if line.startswith("Total ")]
     assert Fraction(line.split()[-1].replace(",", "")) * 10**digits == total
+
+
+@FEW
+@given(st.lists(st.tuples(HOURS, RATES, st.decimals(0, 10**6, places=2)), max_size=5))
+def test_an_organization_pays_the_larger_of_usage_and_minimum(
+    bill: Run, profiles: list[tuple[str, str, Decimal]]
+) -> None:
+    prices, records = ["profile,organization,hourly_rate,monthly_minimum\n"], []
+    for n, (hours, rate, minimum) in enumerate(profiles):
+        prices += [f"p{n},Acme,{rate},\n", f"p{n},Acme,,{minimum:f}\n"]
+        records.append(usage("o1", f"{n}", f"p{n}", f"{hours}h"))
+    partner = Partner([organization("o1", "Acme")], fixed(compute=records))
+    rows = bill(prices="".join(prices), partner=partner).rows
+    for n, (hours, _, minimum) in enumerate(profiles):
+        paid = [Decimal(row["billing_amount"]) for row in rows if row["profile"] == f"p{n}"]
+        used = [row for row in rows if row["profile"] == f"p{n}" and row["charge"] == "usage"]
+        assert [row["usage_hours"] for row in used] == [hours]
+        assert sum(paid) == max(Decimal(used[0]["billing_amount"]), minimum)
 
 
 def rate_in(book: list[Price], owner: str, kind: str, dimension: str, moment: str) -> str:

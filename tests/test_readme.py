@@ -124,6 +124,10 @@ MESSAGES: dict[str, Any] = {
     "already has this price": {"prices": f"{PRICES}gpu,1\n"},
     "' is not listed": {"prices": "profile,organization,hourly_rate\ngpu,nobody,1\n"},
     "has a parameter": {"prices": "profile,dimension,hourly_rate\ngpu,CPU,1\n"},
+    "not a calendar month": {
+        "prices": "profile,organization,monthly_rate\na,northwind,1\n",
+        "flags": "--days=7",
+    },
     "has no price": {"prices": "profile,hourly_rate\n"},
     "is in the future": {"flags": "--from=2026-06-01 --to=2026-07-02"},
     "give one period": {"flags": "--month=last --days=3"},

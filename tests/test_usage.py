@@ -292,7 +292,7 @@ def test_a_partner_without_usage_has_files_with_only_a_header(run: Run) -> None:
 
 def figures(rows: list[dict[str, str]]) -> tuple[str, str, str]:
     """Return instances, hours and amount of rows, as the summary writes them."""
-    instances = {row["instance_id"] for row in rows}
+    instances = {row["instance_id"] for row in rows} - {""}
     hours = sum(Decimal(row["usage_hours"]) for row in rows if row["dimension"] == "instance")
     amount = sum(Decimal(row["billing_amount"] or 0) for row in rows)
     return str(len(instances)), f"{hours:,.2f}", f"{amount:,.2f}"

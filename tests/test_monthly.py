@@ -1,0 +1,314 @@
+"""Monthly fees and minimums: what the price book may say, and what an organization then pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from conftest import Result, Run, cases
+from example import RAW, SORTED, text, usage
+from rafay_simulator import Partner, fixed, organization
+
+BOOK = (
+    "profile,organization,effective_from,effective_to,dimension,profile_type,"
+    "hourly_rate,monthly_rate,monthly_minimum\n"
+)
+LISTED = [organization("b1", "Beta"), organization("a1", "Acme", external_id="C-1")]
+H100 = "gpu-h100-x8,Acme,,,,,15.20,,\ngpu-h100-x8,Acme,,,,,,,21888\n"
+
+
+def instance(hours: str, profile: str = "gpu", owner: str = "a1", **more: Any) -> Any:
+    """Return the record of an instance."""
+    return usage(owner, f"{owner}-{profile}", profile, f"{hours}h", **more)
+
+
+def partner(compute: Sequence[Any] = (), service: Sequence[Any] = ()) -> Partner:
+    """Return a partner with these records."""
+    return Partner(LISTED, fixed(compute, service))
+
+
+def monthly(result: Result) -> list[str]:
+    """Return profile, charge, rate and amount of the lines that bill no usage."""
+    columns = ("profile", "charge", "billing_rate", "billing_amount")
+    return [" ".join(row[c] for c in columns) for row in result.rows if row["charge"] != "usage"]
+
+
+# What is paid
+
+
+@pytest.mark.parametrize(
+    ("hours", "usage_line", "shortfall", "total"),
+    [
+        ("1000.00", "1000.00,15.20,15200.00", ",21888,6688.00", "21,888.00"),
+        ("1440.00", "1440.00,15.20,21888.00", "", "21,888.00"),
+        ("1600.00", "1600.00,15.20,24320.00", "", "24,320.00"),
+    ],
+)
+def test_the_worked_example(
+    run: Run, hours: str, usage_line: str, shortfall: str, total: str
+) -> None:
+    record = {**instance(hours, "gpu-h100-x8"), "instance_name": "i", "instance_id": "i"}
+    result = run(prices=BOOK + H100, partner=partner([record]))
+    begin, month = "Acme,a1,C-1,", "2026-06-01T00:00:00Z,2026-07-01T00:00:00Z,"
+    lines = [
+        f"{begin}research,compute,gpu-h100-x8,i,i,,2026-06-02T08:51:41Z,,{month}usage,instance,"
+        f"{usage_line},USD",
+        *([f"{begin},,gpu-h100-x8,,,,,,{month}minimum,month,{shortfall},USD"] * bool(shortfall)),
+    ]
+    assert (result.status, result.files[RAW]) == (0, text(lines))
+    assert result.files[SORTED] == text(sorted(lines))  # a blank project comes first
+    assert result.stdout.splitlines()[1].split()[-1] == total
+
+
+@cases(
+    "lines, records, paid",
+    {
+        "a fee": ("gold,Acme,,,,,,500,", [], ["gold fee 500 500.00"]),
+        "a fee of nothing": ("gold,Acme,,,,,,0,", [], ["gold fee 0 0.00"]),
+        "a minimum without usage": ("gpu,Acme,,,,,,,9.5", [], ["gpu minimum 9.5 9.50"]),
+        "a minimum just reached": ("gpu,Acme,,,,,,,15.20", ["1"], []),
+        "a minimum just missed": ("gpu,Acme,,,,,,,15.21", ["1"], ["gpu minimum 15.21 0.01"]),
+        "a minimum of another profile": ("x,Acme,,,,,,,1", ["1"], ["x minimum 1 1.00"]),
+        "another organization's": ("gpu,Beta,,,,,,,20", ["9"], ["gpu minimum 20 20.00"]),
+        "a fee does not count": (
+            "gpu,Acme,,,,,,99,\ngpu,Acme,,,,,,,20",
+            ["1"],
+            ["gpu fee 99 99.00", "gpu minimum 20 4.80"],
+        ),
+        "all profiles, last, with their minimums": (
+            "*,Acme,,,,,,,50\ngpu,Acme,,,,,,,20\nx,Acme,,,,,,,3\ngold,Acme,,,,,,100,",
+            ["1"],
+            [
+                "gpu minimum 20 4.80",
+                "x minimum 3 3.00",
+                "gold fee 100 100.00",
+                "* minimum 50 27.00",
+            ],
+        ),
+        "the latest in force": (
+            "s,Acme,,,,,,1,\ns,Acme,2026-06-01,,,,,2,\ns,Acme,2026-07-01,,,,,3,\n"
+            "s,Acme,,,,,,,5\ns,a1,2026-05-01,,,,,,4",
+            [],
+            ["s fee 2 2.00", "s minimum 4 4.00"],
+        ),
+        "ended": ("s,Acme,,2026-06-01,,,,1,\ns,Acme,,2026-05-01,,,,,2", [], []),
+        "by name and by id, in the order of the book": (
+            "b,Acme,,,,,,1,\na,a1,,,,,,2,",
+            [],
+            ["b fee 1 1.00", "a fee 2 2.00"],
+        ),
+        "as an hourly price says, too": (
+            "gpu,Acme,,,,,1,,\ngpu,Acme,,,,,,2,",
+            [],
+            ["gpu fee 2 2.00"],
+        ),
+    },
+)
+def test_what_a_month_costs(run: Run, lines: str, records: list[str], paid: list[str]) -> None:
+    used = [instance(hours) for hours in records]
+    result = run(prices=f"{BOOK}gpu,,,,,,15.20,,\n{lines}\n", partner=partner(used))
+    assert (result.status, monthly(result)) == (0, paid)
+
+
+def test_all_dimensions_types_and_parts_count_for_a_minimum(run: Run) -> None:
+    disk = [{"name": "disk", "is_label": False, "usage": "10.00h"}]
+    used = partner([instance("1", parameters=disk)], service=[instance("2")])
+    prices = f"{BOOK}gpu,,,,,,1,,\ngpu,,,,disk,,2,,\ngpu,,2026-06-15,,,,3,,\ngpu,Acme,,,,,,,100\n"
+    # Each of the two parts is metered alike: (1 + 2) x 1 + 10 x 2, and (1 + 2) x 3 + 10 x 2.
+    assert monthly(run(prices=prices, partner=used)) == ["gpu minimum 100 48.00"]
+
+
+def test_unpriced_usage_counts_as_nothing_and_is_reported(run: Run) -> None:
+    result = run(prices=f"{BOOK}gpu,Acme,,,,,,,7\n", partner=partner([instance("1")]))
+    assert (result.status, monthly(result)) == (3, ["gpu minimum 7 7.00"])
+    assert ["gpu has no price: 1.00 hours" in each for each in result.warnings] == [True]
+
+
+# Where the lines stand, and what is said of them
+
+
+def test_lines_follow_the_organizations_usage_and_the_summary_says_what_they_are(run: Run) -> None:
+    lines = "gold,Beta,,,,,,500,\n*,Acme,,,,,,,1000\ngold,Acme,,,,,,250,\n"
+    records = [instance("1", owner="a1"), instance("2", owner="gone")]
+    result = run(prices=f"{BOOK}gpu,,,,,,1,,\n{lines}", partner=partner(records))
+    charges = [(row["organization_id"], row["charge"]) for row in result.rows]
+    assert charges == [
+        ("b1", "fee"),
+        ("a1", "usage"),
+        ("a1", "fee"),
+        ("a1", "minimum"),
+        ("gone", "usage"),
+    ]
+    shown = [line.split() for line in result.stdout.splitlines()]
+    assert shown[1:4] == [
+        "Beta (b1) 0 0.00 500.00".split(),
+        "Acme (a1) 1 1.00 1,250.00".split(),
+        [*"as the record says (gone) 1 2.00 2.00".split()],
+    ]
+    assert shown[4:9] == [
+        "Total 2 3.00 1,752.00".split(),
+        [],
+        "Of the total, fees: 750.00".split(),
+        "Of the total, minimums: 999.00".split(),
+        "Organizations without usage: 1 of 3".split(),
+    ]
+
+
+def test_an_organization_that_is_metered_but_not_listed_pays(run: Run) -> None:
+    result = run(
+        prices=f"{BOOK}gpu,,,,,,1,,\ngold,as the record says,,,,,,500,\n",
+        partner=partner([instance("2", owner="gone")]),
+    )
+    assert (result.status, monthly(result)) == (0, ["gold fee 500 500.00"])
+
+
+@cases(
+    "flags, status, paid",
+    {
+        "everybody": ("", 3, ["1", "2"]),
+        "one": ("--org=Acme", 3, ["1"]),
+    },
+)
+def test_a_fee_of_nobody_is_a_warning(run: Run, flags: str, status: int, paid: list[str]) -> None:
+    lines = f"{BOOK}gold,Acme,,,,,,1,\ngold,Beta,,,,,,2,\ngold,Acmee,,,,,,3,\n"
+    result = run(*flags.split(), prices=lines, partner=partner())
+    [warning] = result.warnings
+    assert "line 4: organization 'Acmee' is not listed; did you mean Acme?" in warning
+    rates = sorted(row["billing_rate"] for row in result.rows)
+    assert (result.status, rates) == (status, paid)
+
+
+@cases(
+    "flags, now, month",
+    {
+        "month": ("--month=2026-05", "2026-07-15", "2026-05-01T00:00:00Z 2026-06-01T00:00:00Z"),
+        "dates": (
+            "--from=2026-05-01 --to=2026-06-01",
+            "2026-07-15",
+            "2026-05-01T00:00:00Z 2026-06-01T00:00:00Z",
+        ),
+        "zone": (
+            "--month=2026-05 --timezone=Asia/Tokyo",
+            "2026-07-15",
+            "2026-04-30T15:00:00Z 2026-05-31T15:00:00Z",
+        ),
+        "zone, dates": (
+            "--from=2026-04-30T15:00Z --to=2026-06-01 --timezone=Asia/Tokyo",
+            "2026-07-15",
+            "2026-04-30T15:00:00Z 2026-05-31T15:00:00Z",
+        ),
+        "provisional": (
+            "--month=2026-07",
+            "2026-07-15",
+            "2026-07-01T00:00:00Z 2026-08-01T00:00:00Z",
+        ),
+        "December": ("--month=last", "2027-01-31", "2026-12-01T00:00:00Z 2027-01-01T00:00:00Z"),
+        "clocks go back": (
+            "--month=2026-10 --timezone=Europe/Berlin",
+            "2026-11-30",
+            "2026-09-30T22:00:00Z 2026-10-31T23:00:00Z",
+        ),
+        "two months": ("--from=2026-05-01 --to=2026-07-01", "2026-07-15", ""),
+        "a second less": ("--from=2026-05-01 --to=2026-05-31T23:59:59", "2026-07-15", ""),
+        "31 days": ("--from=2026-05-02 --to=2026-06-02", "2026-07-15", ""),
+        "days": ("--days=30", "2026-07-15", ""),
+        "another zone's month": (
+            "--from=2026-05-01T00:00Z --to=2026-06-01T00:00Z --timezone=Asia/Tokyo",
+            "2026-07-15",
+            "",
+        ),
+    },
+)
+def test_a_fee_is_billed_for_a_calendar_month_only(
+    run: Run, directory: Any, flags: str, now: str, month: str
+) -> None:
+    lines = f"{BOOK}gold,Acme,,,,,,1,\nold,Acme,,2026-04-01,,,,2,\n*,Beta,,,,,,,3\n"
+    result = run(*flags.split(), now=f"{now}T00:00:00Z", prices=lines, partner=partner())
+    raw, _ = (path.read_text() for path in sorted(directory.iterdir()))
+    found = {" ".join(line.split(",")[11:13]) for line in raw.splitlines()[1:]}
+    assert found == ({month} if month else set())
+    left_out = [each for each in result.warnings if "not a calendar month" in each]
+    if month:
+        assert (result.status, left_out) == (0, [])
+    else:
+        assert result.status == 3
+        assert [
+            "line 4: minimum * of Beta" in left_out[0],
+            "line 2: fee gold of Acme" in left_out[1],
+        ] == [True] * 2
+        check = run(
+            "--check", *flags.split(), now=f"{now}T00:00:00Z", prices=lines, partner=partner()
+        )
+        assert (check.status, check.warnings) == (3, left_out)
+
+
+def test_fees_never_split_a_period(run: Run) -> None:
+    lines = f"{BOOK}gpu,,,,,,1,,\ngold,Acme,2026-06-01,,,,,1,\n"
+    flags = ("--from=2026-05-15", "--to=2026-06-15")
+    result = run(*flags, prices=lines, partner=partner([instance("1")]))
+    assert [row["period_start"] for row in result.rows] == ["2026-05-15T00:00:00Z"]
+
+
+# What the price book may say
+
+
+@cases(
+    "line, fragment",
+    {
+        "no rate": ("gpu,Acme,,,,,,,", "give one of"),
+        "two rates": (
+            "gpu,Acme,,,,,1,2,",
+            "give one of hourly_rate, monthly_rate, monthly_minimum",
+        ),
+        "two monthly": ("gpu,Acme,,,,,,1,2", "give one of"),
+        "everyone's fee": ("gold,,,,,,,1,", "needs an organization"),
+        "everyone's minimum": ("gpu,,,,,,,,1", "needs an organization"),
+        "a dimension": ("gpu,Acme,,,GPU,,,1,", "no dimension"),
+        "the dimension of an instance": ("gpu,Acme,,,instance,,,1,", "no dimension"),
+        "a profile type": ("gpu,Acme,,,,compute,,,1", "no profile_type"),
+        "an hourly price of all": ("*,Acme,,,,,1,,", "profile '*' is not"),
+        "a fee of all": ("*,Acme,,,,,,1,", "profile '*' is not"),
+        "a sign": ("gold,Acme,,,,,,-1,", "monthly_rate '-1' is not a plain decimal"),
+        "a separator": ('gpu,Acme,,,,,,,"1,000"', "monthly_minimum '1,000' is not a plain"),
+        "decimals": ("gold,Acme,,,,,,1.005,", "decimals"),
+        "zeros": ("gpu,Acme,,,,,,,1.000", "decimals"),
+        "inside a month": (
+            "gold,Acme,2026-06-02,,,,,1,",
+            "effective_from of a monthly price must be",
+        ),
+        "the last day": (
+            "gpu,Acme,,2026-06-30,,,,,1",
+            "effective_to of a monthly price",
+        ),
+        "a month elsewhere": (
+            "gold,Acme,2026-06-01T00:00Z,,,,,1,",
+            "effective_from of a monthly price",
+        ),
+        "the end of time": ("gold,Acme,,9999-12-31T23:59Z,,,,1,", "out of range"),
+        "two fees": ("s,acme,,,,,,2,", "line 2 already"),
+        "two minimums": ("s,Acme,1900-01-01,,,,,,2", "line 3 already"),
+    },
+)
+def test_a_bad_line_is_an_error(run: Run, line: str, fragment: str) -> None:
+    good = "s,acme,,,,,,1,\ns,Acme,,,,,,,1\ns,Acme,,,,,1,,\ns,Acme,2026-06-01,,,,,1,\n"
+    result = run(prices=f"{BOOK}{good}{line}\n", TIMEZONE="Europe/Berlin")
+    [error] = result.errors
+    assert (result.status, result.requests) == (2, [])
+    assert "line 6: " in error
+    assert fragment in error
+
+
+@pytest.mark.parametrize(
+    ("currency", "good", "bad"), [("JPY", "1", "1.0"), ("KWD", "1.005", "1.0005")]
+)
+def test_the_currency_limits_the_decimals(run: Run, currency: str, good: str, bad: str) -> None:
+    prices = f"profile,organization,monthly_rate\ns,Acme,{good}\nt,Acme,{bad}\n"
+    [error] = run(prices=prices, CURRENCY=currency).errors
+    assert "line 3: " in error
+
+
+def test_one_fee_by_name_and_one_by_id_are_an_error(run: Run) -> None:
+    prices = "profile,organization,monthly_minimum\n*,Acme,1\n*,a1,2\n"
+    [error] = run(prices=prices, partner=partner()).errors
+    assert "line 3: line 2 already" in error
