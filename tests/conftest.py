@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 
 import pytest
@@ -192,8 +193,8 @@ def run(
             stdout, stderr = capsys.readouterr()
             requests = list(stand_in.requests)
             for thread in set(threading.enumerate()) - before:
-                if "process_request_thread" not in thread.name and thread.is_alive():
-                    thread.join(5)  # a thread of the program, not of the stand-in
+                if isinstance(thread, DummyProcess):  # of the program's pool
+                    thread.join(5)
                     assert not thread.is_alive(), thread.name
         return Result(status, stdout, stderr, contents(directory), requests)
 

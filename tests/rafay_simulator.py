@@ -261,7 +261,7 @@ class Behaviour:
     empty: Literal["list", "null", "absent"] = "list"
     shift: bool = False  # between pages a record comes in front: one is repeated, one is lost
     organization_list: Literal["results", "items"] = "results"
-    next_link: Literal["url", "absent"] = "url"  # of organizations; `previous` likewise
+    next_link: Literal["url", "absent"] = "url"  # of organizations
     slash_redirect: bool = False
     gzip: bool = True
     chunked: bool = True
@@ -272,7 +272,6 @@ class Behaviour:
 class Request:
     """A request as it arrived: header names in lower case."""
 
-    method: str
     path: str
     query: dict[str, str]
     headers: dict[str, str]
@@ -294,7 +293,6 @@ class Fault:
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
-    content_type: str = "application/json"
     seconds: float = 0.0
     edit: Callable[[Any], Any] | None = None
 
@@ -329,7 +327,6 @@ class Reply:
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
-    content_type: str = "application/json"
     wires: dict[tuple[bool, bool], bytes] = field(default_factory=dict, init=False)
 
     def wire(self, *, zipped: bool, chunked: bool) -> bytes:
@@ -340,7 +337,7 @@ class Reply:
 
     def encoded(self, *, zipped: bool, chunked: bool) -> tuple[bytes, bytes]:
         """Write head and body as they go over the wire."""
-        headers = {"Server": "istio-envoy", "Content-Type": self.content_type}
+        headers = {"Server": "istio-envoy", "Content-Type": "application/json"}
         body = self.body
         if zipped:
             headers["Content-Encoding"] = "gzip"
@@ -367,21 +364,12 @@ class RefusedError(Exception):
     """A request is answered with an error; its arguments are the status and the message."""
 
 
-def whole_number(query: Mapping[str, str], name: str, default: int, least: int) -> int:
-    """Read a number from the query; a name without a value counts as absent."""
-    text = query.get(name) or str(default)
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
-        raise RefusedError(400, f"invalid {name}: {text!r}")
-    return int(text)
-
-
 def utc_time(query: Mapping[str, str], name: str) -> datetime:
     """Read a moment from the query: ISO 8601 UTC; fractions of a second are cut off."""
     match = UTC_TIME.fullmatch(query.get(name, ""))
-    try:
-        return datetime.fromisoformat(f"{match[1]}+00:00" if match else "")
-    except ValueError:
-        raise RefusedError(400, f"invalid {name}: {query.get(name)!r}") from None
+    if not match:
+        raise RefusedError(400, f"invalid {name}: {query.get(name)!r}")
+    return datetime.fromisoformat(f"{match[1]}+00:00")
 
 
 @final
@@ -396,16 +384,15 @@ class Simulator:
         partner: Partner | None = None,
         behaviour: Behaviour | None = None,
         *,
-        fault: FaultPlan | None = None,
-        latency: float = 0.0,
         tls: ssl.SSLContext | None = None,
+        **more: Any,
     ) -> None:
-        """Serve the small partner and behave plainly, unless told otherwise."""
+        """Serve the small partner and behave plainly, unless told otherwise; more: see `reset`."""
         self.tls = tls
         self.closing = threading.Event()
         self._in_flight = 0
         self._lock = threading.Lock()
-        self.reset(partner, behaviour, fault=fault, latency=latency)
+        self.reset(partner, behaviour, **more)
 
     def reset(
         self,
@@ -491,13 +478,15 @@ class Simulator:
         except RefusedError as refusal:
             status, message = refusal.args
             return json_reply({"message": message}, status)
+        except ValueError as error:  # of a number or time in the query
+            return json_reply({"message": str(error)}, 400)
 
     def _page(self, request: Request) -> tuple[int, int]:
         """Offset and limit, the limit lowered to what the server gives at most."""
-        limit = whole_number(request.query, "limit", DEFAULT_LIMIT, 1)
-        return whole_number(request.query, "offset", 0, 0), min(limit, self.behaviour.max_limit)
+        limit = int(request.query.get("limit") or DEFAULT_LIMIT)
+        return int(request.query.get("offset") or 0), min(limit, self.behaviour.max_limit)
 
-    def _count(self, total: int, on_page: int) -> dict[str, int]:
+    def _count(self, total: int, on_page: int) -> dict[str, Any]:
         """Give the `count` of a list, or nothing."""
         if self.behaviour.max_count is not None:
             total = min(total, self.behaviour.max_count)
@@ -524,19 +513,12 @@ class Simulator:
             listed = [one for one in listed if one.get("external_id") == external_id]
         page = listed[offset : offset + limit]
 
-        def link(start: int) -> str:
-            query = urlencode({**request.query, "limit": limit, "offset": start})
-            return f"{self.url}{request.path}?{query}"
-
-        links = {
-            "next": link(offset + limit) if offset + limit < len(listed) else None,
-            "previous": link(max(0, offset - limit)) if offset else None,
-        }
-        return {
-            **self._count(len(listed), len(page)),
-            **(links if self.behaviour.next_link == "url" else {}),
-            self.behaviour.organization_list: page,
-        }
+        answer = {**self._count(len(listed), len(page)), self.behaviour.organization_list: page}
+        if self.behaviour.next_link == "url":
+            query = urlencode({**request.query, "limit": limit, "offset": offset + limit})
+            more = offset + limit < len(listed)
+            answer["next"] = f"{self.url}{request.path}?{query}" if more else None
+        return answer
 
     def _usage(self, by: str, kind: str, request: Request) -> Record:
         """Answer with a page of the usage of one kind, by instance or by profile."""
@@ -581,6 +563,7 @@ class Simulator:
 class _Server(socketserver.ThreadingTCPServer):
     """A thread for each connection."""
 
+    daemon_threads = True
     request_queue_size = 128
 
     def __init__(self, simulator: Simulator) -> None:
@@ -595,12 +578,6 @@ class _Server(socketserver.ThreadingTCPServer):
                 connection, server_side=True, do_handshake_on_connect=False
             )
         return connection, address
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        # The tests tell these threads by their name, which they have of themselves since 3.10 only.
-        target, name = self.process_request_thread, "process_request_thread"
-        arguments = (request, client_address)
-        threading.Thread(target=target, name=name, args=arguments, daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # Clients may go away at any time; anything else is a bug, and is shown.
@@ -620,24 +597,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         simulator, target = self.server.simulator, urlsplit(self.path)
+        closing = simulator.closing  # as of now: a fault may end the run, and with it what stalls
         query = dict(parse_qsl(target.query, keep_blank_values=True))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        reply, fault = simulator.serve(Request(self.command, target.path, query, headers))
+        reply, fault = simulator.serve(Request(target.path, query, headers))
         behaviour = simulator.behaviour
         zipped = behaviour.gzip and "gzip" in self.headers.get("Accept-Encoding", "")
         chunked = behaviour.chunked and self.request_version != "HTTP/1.0"
         if fault is None:
             self.connection.sendall(reply.wire(zipped=zipped, chunked=chunked))
         elif fault.action == "answer":
-            reply = Reply(fault.status, fault.body, fault.headers, fault.content_type)
+            reply = Reply(fault.status, fault.body, fault.headers)
             self.connection.sendall(reply.wire(zipped=False, chunked=False))
         else:
             self.close_connection = True
-            self._break(fault, reply, zipped, chunked)
+            self._break(fault, reply, zipped, chunked, closing)
 
-    def _break(self, fault: Fault, reply: Reply, zipped: bool, chunked: bool) -> None:
+    def _break(
+        self, fault: Fault, reply: Reply, zipped: bool, chunked: bool, closing: threading.Event
+    ) -> None:
         """Deliver a reply in the way that the fault says, if at all."""
-        closing = self.server.simulator.closing
         send = self.connection.sendall
         if fault.action == "bad-gzip":
             reply = replace(reply, headers={**reply.headers, "Content-Encoding": "gzip"})
@@ -659,15 +638,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 send(body[at : at + 1])
         if fault.action in ("stall", "stall-body"):
             closing.wait()
-        if fault.action in ("reset", "reset-body"):
-            self._reset()
-
-    def _reset(self) -> None:
-        """Close the connection with a reset in place of an orderly end."""
-        linger = struct.pack("ii", 1, 0)
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.connection.close()
-        self.rfile.close()  # the socket is open for as long as a file on it is
+        if fault.action in ("reset", "reset-body"):  # in place of an orderly end
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()
+            self.rfile.close()  # the socket is open for as long as a file on it is
 
 
 def main() -> int:
@@ -679,11 +654,7 @@ def main() -> int:
     with Simulator() as simulator:
         environ = {**os.environ, **simulator.environ}
         environ.pop("RAFAY_OPS_CONSOLE_URL", None)
-        try:
-            child = subprocess.Popen(command, env=environ)
-        except OSError as error:
-            print(f"rafay_simulator: {command[0]}: {error.strerror}", file=sys.stderr)
-            return 127
+        child = subprocess.Popen(command, env=environ)
         # Ctrl-C in a terminal goes to the child as well; its status is awaited.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         status = child.wait()

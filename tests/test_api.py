@@ -360,7 +360,7 @@ def test_reconciliation_can_be_skipped(run: Run, flags: list[str], environ: Any)
 
 # Retries
 
-STALL, CLOSED = 0.5, "reset|closed|JSON"
+STALL, CLOSED, HTML = 0.5, "reset|closed|JSON", {"Content-Type": "text/html"}
 PASSING = {
     "connection reset": (Fault("reset"), CLOSED),
     "reset in the body": (Fault("reset-body"), CLOSED),
@@ -369,7 +369,7 @@ PASSING = {
     "broken gzip": (Fault("bad-gzip"), "damaged"),
     "no answer": (Fault("stall"), f"{STALL} s"),
     "half an answer": (Fault("stall-body"), f"{STALL} s"),
-    "a web page": (Fault(body=b"<html>Sign in", content_type="text/html"), "JSON.*<html>Sign in"),
+    "a web page": (Fault(body=b"<html>Sign in", headers=HTML), "JSON.*<html>Sign in"),
     "an empty body": (Fault(), "JSON"),
     "deeply nested": (Fault(body=b"[" * 100_000), "JSON"),
     "500": (Fault(status=500, body=b'{"message": "unexpected error"}'), "500.*unexpected error"),
