@@ -19,7 +19,15 @@ from pathlib import Path
 
 import pytest
 from example import NOW, PRICES, RAW, SMALL, SORTED
-from rafay_simulator import Behaviour, FaultPlan, Partner, Request, Simulator
+from rafay_simulator import (
+    DEFAULT_KEY,
+    PARTNER_KEY,
+    Behaviour,
+    FaultPlan,
+    Partner,
+    Request,
+    Simulator,
+)
 
 sys.dont_write_bytecode = True  # no __pycache__ beside the script
 
@@ -27,6 +35,7 @@ import ncp_metrics
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "ncp_metrics.py"
+KEYS = re.compile(f"{DEFAULT_KEY}|{PARTNER_KEY}")
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 # The program waits as it always does, only shorter.
 QUICK = {
@@ -75,6 +84,14 @@ class Result:
 
 
 Run = Callable[..., Result]
+
+
+def assert_failed(result: Result, *patterns: str, status: int = 1) -> None:
+    """Assert that a run failed without a file, with one error that matches, and without a key."""
+    assert (result.status, result.stdout, result.files) == (status, "", {})
+    assert len(result.errors) == len(result.stderr.splitlines()) == 1, result.stderr
+    assert [each for each in patterns if not re.search(each, result.stderr)] == [], result.stderr
+    assert not KEYS.search(result.stderr)
 
 
 def cases(names: str, table: Mapping[str, object]) -> pytest.MarkDecorator:

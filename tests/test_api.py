@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import pytest
 import trustme
-from conftest import Result, Run, cases
+from conftest import KEYS, Result, Run, assert_failed, cases
 from example import FILES, NOW, SMALL, usage
 from rafay_simulator import (
     DEFAULT_KEY,
@@ -39,7 +39,6 @@ from rafay_simulator import (
 
 ORGANIZATIONS, COMPUTE = path_has("organizations"), path_has("compute")
 NO_COUNT, GONE = Behaviour(count="absent"), "Gone, Inc."
-KEYS = re.compile(f"{DEFAULT_KEY}|{PARTNER_KEY}")
 # With these, a second attempt comes too late: the run fails for another reason.
 NO_RETRY = {"BACKOFF_SECONDS": 60.0, "SILENCE_SECONDS": 5.0}
 each_count = pytest.mark.parametrize("count", ["total", "page", "absent"])
@@ -106,14 +105,6 @@ def assert_billed(result: Result) -> None:
 def assert_instances(result: Result, records: list[Any]) -> None:
     assert (result.status, result.stderr) == (0, "")
     assert [row["instance"] for row in result.rows] == [one["instance_name"] for one in records]
-
-
-def assert_failed(result: Result, *patterns: str) -> None:
-    """Assert that a run failed without a file, with one error that matches, and without a key."""
-    assert (result.status, result.stdout, result.files) == (1, "", {})
-    assert len(result.errors) == len(result.stderr.splitlines()) == 1, result.stderr
-    assert [each for each in patterns if not re.search(each, result.stderr)] == [], result.stderr
-    assert not KEYS.search(result.stderr)
 
 
 BEHAVIOURS = {

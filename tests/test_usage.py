@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run
+from conftest import Result, Run, assert_failed
 from example import FILES, PERIOD, PRICES, RAW, SORTED, text, usage
 from rafay_simulator import Behaviour, Fault, Partner, always, fixed, organization, path_has
 
@@ -39,13 +39,6 @@ def bill(run: Run, *records: dict[str, Any], name: str = "Acme", **more: Any) ->
     rows = [{key: row[key] for key in row if row[key] is not ...} for row in complete]
     partner = Partner([organization("o1", name)], fixed(compute=rows))
     return run(partner=partner, fault=always(Fault(edit=edit)), WORKERS="1", **more)
-
-
-def assert_refused(result: Result, *words: str) -> None:
-    """Assert that a run failed without a file, and that its one error has these words."""
-    assert (result.status, result.stdout, result.files) == (1, "", {})
-    [error] = result.errors
-    assert [word for word in words if word not in error] == [], error
 
 
 def test_a_run_writes_both_files_and_prints_what_an_auditor_asks_for(
@@ -197,7 +190,7 @@ def test_a_priced_label_bills_its_value_times_its_usage(
 @pytest.mark.parametrize("value", ["A100", "", "-1", "1e3", "1,5", "２", "9" * 22, None])
 def test_a_priced_label_that_is_no_plain_decimal_is_an_error(run: Run, value: Any) -> None:
     parameters = [SERVICE_ID, label("CPU", value, usage="1h")]
-    assert_refused(bill(run, {"parameters": parameters}, prices=CPU_PRICES), "vm-1", "CPU", "label")
+    assert_failed(bill(run, {"parameters": parameters}, prices=CPU_PRICES), "vm-1.*CPU.*label")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +248,7 @@ def test_a_priced_label_that_is_no_plain_decimal_is_an_error(run: Run, value: An
 def test_an_invalid_field_is_an_error_that_names_the_instance(
     run: Run, fields: dict[str, Any], word: str
 ) -> None:
-    assert_refused(bill(run, fields, prices=DISK_PRICES), "vm-1", word)
+    assert_failed(bill(run, fields, prices=DISK_PRICES), "vm-1", re.escape(word))
 
 
 # Rows
@@ -338,7 +331,7 @@ def test_the_summary_adds_up_the_rows_of_each_organization(run: Run, prices: Any
         *(("organizations", {"results": [{"id": "o1", "name": name}]}, "name") for name in ("", 7)),
         ("organizations", {"results": [{"id": "o1"}]}, "name"),
         ("organizations", {"results": [{"id": " ", "name": "A"}]}, "id"),
-        ("organizations", {"results": [], "count": 0}, "PARTNER_API_KEY"),
+        ("organizations", {"results": [], "count": 0}, "is PARTNER_API_KEY the partner's key"),
     ],
     ids=str,
 )
@@ -350,4 +343,4 @@ def test_an_invalid_answer_is_an_error(run: Run, path: str, change: Any, word: s
             return change
         return {key: value for key, value in {**answer, **change}.items() if value is not ...}
 
-    assert_refused(run(fault=always(Fault(edit=edit), path_has(path))), path, word)
+    assert_failed(run(fault=always(Fault(edit=edit), path_has(path))), path, word)
