@@ -569,15 +569,10 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, simulator: Simulator) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.simulator = simulator
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        connection, address = super().get_request()
-        if self.simulator.tls:
-            # The handshake is left to the connection's own thread, at its first read.
-            connection = self.simulator.tls.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
+        if simulator.tls:  # a handshake is left to the connection's own thread, at its first read
+            self.socket = simulator.tls.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
             )
-        return connection, address
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # Clients may go away at any time; anything else is a bug, and is shown.
