@@ -9,7 +9,6 @@ version. Figures are medians; times depend on the machine, ratios hardly.
 from __future__ import annotations
 
 import csv
-import itertools
 import multiprocessing
 import os
 import platform
@@ -19,18 +18,28 @@ import tempfile
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from decimal import Decimal
 from multiprocessing.connection import Connection
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any, NamedTuple
 
-import rafay_simulator
 import requests
-from rafay_simulator import Behaviour, Fault, FaultPlan, Partner, Simulator, fixed, organization
+from rafay_simulator import (
+    Behaviour,
+    Fault,
+    Instance,
+    Partner,
+    Request,
+    Simulator,
+    fixed,
+    iso,
+    organization,
+)
 
-HERE = Path(__file__).parent
-START, END = "2026-06-01T00:00:00Z", "2026-07-01T00:00:00Z"
-OURS = [sys.executable, str(HERE / "driver.py"), END, "--"]
+JUNE = [datetime(2026, month, 1, tzinfo=timezone.utc) for month in (6, 7)]
+START, END = map(iso, JUNE)
 YARDSTICK = [sys.executable, __file__, "--yardstick"]
 LATENCY = 0.1
 WORKERS = 8
@@ -80,43 +89,30 @@ def yardstick(environ: dict[str, str]) -> None:
         rows.sort(key=lambda row: (row[0].casefold(), *row[1:7]))
 
 
-def metered(hours: float) -> dict[str, Any]:
-    """Return usage as the API writes it."""
-    return {"usage": f"{hours:.2f}h", "raw_usage": hours + 0.001234}
+def instance(number: int, tenant: int, profiles: Sequence[str]) -> Instance:
+    """Return an instance like those of Rafay's documents."""
+    return Instance(
+        organization_id=f"t{tenant:05}",
+        organization_name=f"Tenant {tenant}",
+        project=f"project-{number % 50}",
+        profile=profiles[number % len(profiles)],
+        name=f"train-{number}",
+        instance_id=f"019c510c-0000-707d-aef7-{number:012}",
+        created_at=f"2026-05-{1 + number % 28:02}T08:51:{number % 60:02}Z",
+        duty=Decimal(number % 72_000) / 72_000,
+        labels={"GPU": "1"},
+        quantities={"storage_size": Decimal(100)},
+    )
 
 
-def record(tenant: dict[str, Any], number: int, profiles: Sequence[str]) -> dict[str, Any]:
-    """Return a usage record like those of Rafay's documents."""
-    hours = number % 72000 / 100
-    return {
-        "instance_organization_id": tenant["id"],
-        "instance_organization_name": tenant["name"],
-        "instance_project_id": f"9sk{number % 50:04}",
-        "instance_project_name": f"project-{number % 50}",
-        "profile_id": f"019c2891-0000-7aec-a429-{number % 5:012}",
-        "profile_name": profiles[number % len(profiles)],
-        "instance_id": f"019c510c-0000-707d-aef7-{number:012}",
-        "instance_name": f"train-{number}",
-        "created_at": f"2026-05-{1 + number % 28:02}T08:51:{number % 60:02}Z",
-        "parameters": [
-            {"name": "GPU", **metered(hours), "is_label": True, "label_value": "1"},
-            {"name": "storage_size", **metered(hours * 100), "is_label": False},
-        ],
-        **metered(hours),
-        "start_time": START,
-        "end_time": END,
-    }
-
-
-def partner(tenants: int, instances: int, profiles: Sequence[str]) -> Partner:
+def partner(tenants: int, instances: int, profiles: Sequence[str] = PROFILES) -> Partner:
     """Return a partner with so many tenants, each with so many compute instances."""
     organizations = [organization(f"t{n:05}", f"Tenant {n}") for n in range(tenants)]
-    numbers = itertools.count()
-    rows = [record(o, next(numbers), profiles) for o in organizations for _ in range(instances)]
-    return Partner(organizations, fixed(rows))
+    every = [instance(n, n // instances, profiles) for n in range(tenants * instances)]
+    return Partner(organizations, fixed([each.record(*JUNE) for each in every]))
 
 
-def one_less(request: rafay_simulator.Request) -> Fault | None:
+def one_less(request: Request) -> Fault | None:
     """Take a record out of each tenant's compute list: the partner-wide list has one more."""
     if "compute" not in request.path or "instance_organization_id" not in request.query:
         return None
@@ -128,12 +124,9 @@ def one_less(request: rafay_simulator.Request) -> Fault | None:
     return Fault(edit=edit)
 
 
-def serve(
-    served: tuple[int, int, Sequence[str]], latency: float, plan: FaultPlan | None, pipe: Connection
-) -> None:
+def serve(pipe: Connection, size: Sequence[Any], more: Mapping[str, Any]) -> None:
     """Serve a partner, rendering each answer once, until told to stop."""
-    behaviour = Behaviour(rendered=True)
-    with Simulator(partner(*served), behaviour, latency=latency, fault=plan) as simulator:
+    with Simulator(partner(*size), Behaviour(rendered=True), **more) as simulator:
         pipe.send(simulator.environ)
         pipe.recv()
 
@@ -148,17 +141,10 @@ def book(contracts: int = 0) -> str:
 
 
 @contextmanager
-def simulator(
-    tenants: int,
-    instances: int,
-    latency: float = 0.0,
-    plan: FaultPlan | None = None,
-    profiles: Sequence[str] = PROFILES,
-) -> Iterator[dict[str, str]]:
-    """Run the simulator in a process of its own; give its settings."""
+def simulator(*size: Any, **more: Any) -> Iterator[dict[str, str]]:
+    """Serve a partner of a size in a process of its own; give its settings."""
     ours, its = multiprocessing.Pipe()
-    arguments = ((tenants, instances, profiles), latency, plan, its)
-    process = multiprocessing.Process(target=serve, args=arguments)
+    process = multiprocessing.Process(target=serve, args=(its, size, more))
     process.start()
     try:
         yield {**os.environ, **ours.recv(), "WORKERS": str(WORKERS)}
@@ -219,42 +205,45 @@ def main() -> None:
     """Print the figures."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     print(f"CPython {platform.python_version()}, {os.cpu_count()} cores, medians of {runs} runs")
-    scripts = {"ours": OURS}
+    checkouts = {"ours": Path(__file__).parents[1]}
     if len(sys.argv) > 2:
-        other = Path(sys.argv[2]).absolute() / "tests/driver.py"
-        scripts["before"] = [sys.executable, str(other), END, "--"]
-    plain = book()
+        checkouts["before"] = Path(sys.argv[2]).absolute()
+    scripts = {
+        name: [sys.executable, str(checkout / "tests/driver.py"), END, "--"]
+        for name, checkout in checkouts.items()
+    }
+    ours, plain = scripts["ours"], book()
     for what, tenants, instances, latency, fields in (
         ("120 tenants of 5, 100 ms", 120, 5, LATENCY, ("wall",)),
         ("1 tenant of 20,000, 100 ms", 1, 20_000, LATENCY, ("wall",)),
         ("80,000 records", 160, 500, 0.0, ("cpu", "memory")),
     ):
-        with simulator(tenants, instances, latency) as environ:
+        with simulator(tenants, instances, latency=latency) as environ:
             commands = {**scripts, "yardstick": YARDSTICK}
             costs = measure({n: (c, environ, plain) for n, c in commands.items()}, runs)
         pages = tenants * (-(-instances // PAGE) + 1)
         for field in fields:
             show(what, field, costs, pages * latency / WORKERS)
     starts = {
-        name: ([*command[:1], command[1].replace("tests/driver", "ncp_metrics"), "--help"])
-        for name, command in scripts.items()
+        name: [sys.executable, str(checkout / "ncp_metrics.py"), "--help"]
+        for name, checkout in checkouts.items()
     }
     starts["import requests"] = [sys.executable, "-c", "import requests"]
     costs = measure({n: (c, dict(os.environ), plain) for n, c in starts.items()}, 4 * runs)
     show("--help", "wall", costs)
     with simulator(5_000, 40) as environ:
-        both = {"contracts": (OURS, environ, book(20_000)), "list": (OURS, environ, plain)}
+        both = {"contracts": (ours, environ, book(20_000)), "list": (ours, environ, plain)}
         costs = measure(both, runs)
     show("200,000 records of 5,000 tenants, 20,000 contracts", "cpu", costs)
-    with simulator(1, 400, profiles=[f"gpu-model-{n}" for n in range(400)]) as environ:
+    with simulator(1, 400, [f"gpu-model-{n}" for n in range(400)]) as environ:
         books = {
             name: "profile,hourly_rate\n" + "".join(f"{prefix}-{n},1\n" for n in range(4_000))
             for name, prefix in (("unknown", "gpu-modell"), ("known", "gpu-model"))
         }
-        costs = measure({n: (OURS, environ, text) for n, text in books.items()}, runs, (0, 3))
+        costs = measure({n: (ours, environ, text) for n, text in books.items()}, runs, (0, 3))
     show("400 profiles, 4,000 prices", "wall", costs)
-    with simulator(2_000, 2) as agreeing, simulator(2_000, 3, plan=one_less) as differing:
-        both = {"differing": (OURS, differing, plain), "agreeing": (OURS, agreeing, plain)}
+    with simulator(2_000, 2) as agreeing, simulator(2_000, 3, fault=one_less) as differing:
+        both = {"differing": (ours, differing, plain), "agreeing": (ours, agreeing, plain)}
         costs = measure(both, runs, (0, 1))
     show("2,000 tenants", "cpu", costs)
 
