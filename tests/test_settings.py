@@ -215,13 +215,6 @@ def test_check_asks_both_apis_a_little_and_writes_nothing(run: Run, stand_in: Si
     assert len(result.requests) <= 5
 
 
-def test_check_warns_of_what_a_bill_would_warn_of(run: Run) -> None:
-    prices = "profile,hourly_rate,organization\ngpu,1,\ngpu,1,Nordwind\n"
-    result = run("--check", "--month=2026-07", prices=prices, now="2026-07-03T00:00:00Z")
-    assert (result.status, result.files) == (3, {})
-    assert re.search("line 3.*Nordwind", result.stderr)
-
-
 def test_quiet_prints_warnings_only(run: Run) -> None:
     result = run("--quiet", prices="profile,hourly_rate\n")
     assert (result.status, result.stdout, len(result.files)) == (3, "", 2)
