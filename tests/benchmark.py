@@ -26,17 +26,7 @@ from subprocess import DEVNULL, Popen
 from typing import Any, NamedTuple
 
 import requests
-from rafay_simulator import (
-    Behaviour,
-    Fault,
-    Instance,
-    Partner,
-    Request,
-    Simulator,
-    fixed,
-    iso,
-    organization,
-)
+from rafay_simulator import Behaviour, Fault, Instance, Partner, Request, Simulator, fixed, iso
 
 JUNE = [datetime(2026, month, 1, tzinfo=timezone.utc) for month in (6, 7)]
 START, END = map(iso, JUNE)
@@ -107,7 +97,7 @@ def instance(number: int, tenant: int, profiles: Sequence[str]) -> Instance:
 
 def partner(tenants: int, instances: int, profiles: Sequence[str] = PROFILES) -> Partner:
     """Return a partner with so many tenants, each with so many compute instances."""
-    organizations = [organization(f"t{n:05}", f"Tenant {n}") for n in range(tenants)]
+    organizations = [{"id": f"t{n:05}", "name": f"Tenant {n}"} for n in range(tenants)]
     every = [instance(n, n // instances, profiles) for n in range(tenants * instances)]
     return Partner(organizations, fixed([each.record(*JUNE) for each in every]))
 

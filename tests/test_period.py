@@ -18,16 +18,13 @@ TENANT = Partner([organization("o1", "Acme")], metered([INSTANCE]))
 BERLIN, BEIRUT, HAVANA = "Europe/Berlin", "Asia/Beirut", "America/Havana"
 APIA, ASUNCION = "Pacific/Apia", "America/Asuncion"
 MONTHS = [  # month, time zone, period
-    ("2025-12", "UTC", "2025-12-01T00:00:00Z 2026-01-01T00:00:00Z"),
     ("2024-02", "UTC", "2024-02-01T00:00:00Z 2024-03-01T00:00:00Z"),
-    ("2026-06", BERLIN, "2026-05-31T22:00:00Z 2026-06-30T22:00:00Z"),
     ("2026-03", BERLIN, "2026-02-28T23:00:00Z 2026-03-31T22:00:00Z"),
     ("2025-10", BERLIN, "2025-09-30T22:00:00Z 2025-10-31T23:00:00Z"),
     ("2025-12", "Asia/Kolkata", "2025-11-30T18:30:00Z 2025-12-31T18:30:00Z"),
     ("2026-05", "Etc/GMT+3", "2026-05-01T03:00:00Z 2026-06-01T03:00:00Z"),
     ("2011-12", APIA, "2011-12-01T10:00:00Z 2011-12-31T10:00:00Z"),  # had no 30th
     ("2017-10", ASUNCION, "2017-10-01T04:00:00Z 2017-11-01T03:00:00Z"),  # has no first midnight
-    ("2017-09", ASUNCION, "2017-09-01T04:00:00Z 2017-10-01T04:00:00Z"),  # before such a month
     ("2020-11", HAVANA, "2020-11-01T04:00:00Z 2020-12-01T05:00:00Z"),  # has two first midnights
 ]
 LAST = [  # now, time zone, period
@@ -39,7 +36,7 @@ LAST = [  # now, time zone, period
     ("2026-06-30T21:59:59Z", BERLIN, "2026-04-30T22:00:00Z 2026-05-31T22:00:00Z"),
     ("2026-07-01T03:59:59Z", "America/New_York", "2026-05-01T04:00:00Z 2026-06-01T04:00:00Z"),
     ("2025-12-31T23:00:00Z", BERLIN, "2025-11-30T23:00:00Z 2025-12-31T23:00:00Z"),
-    ("2017-10-01T04:00:00Z", ASUNCION, "2017-09-01T04:00:00Z 2017-10-01T04:00:00Z"),
+    ("2017-10-01T04:00:00Z", ASUNCION, "2017-09-01T04:00:00Z 2017-10-01T04:00:00Z"),  # see above
 ]
 NO_MONTH = [
     *"LAST Last this June 2026 2026-Q2 2026-W23 2026-13 2026-00 2026-6 26-06 202606".split(),

@@ -19,17 +19,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from conftest import (
-    ROOT,
-    SCRIPT,
-    SIGNALS,
-    Prepare,
-    Run,
-    assert_failed,
-    command,
-    contents,
-    environment,
-)
+from conftest import SCRIPT, SIGNALS, Prepare, Run, assert_failed, command, contents, environment
 from example import FILES, RAW, SORTED, usage
 from rafay_simulator import Fault, FaultPlan, Partner, Simulator, Where, first, fixed, path_has
 
@@ -247,7 +237,7 @@ def test_cron_line_bills_once_at_a_time(start: Start, prepare: Prepare, tmp_path
     settings = prepare()
     (tmp_path / ".env").write_text("".join(f"{key}='{settings[key]}'\n" for key in settings))
     (tmp_path / "ncp_metrics.py").symlink_to(SCRIPT)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = SCRIPT.with_name("README.md").read_text(encoding="utf-8")
     [line] = re.findall(r"^[0-9*]+(?: [0-9*]+){4} +(.*)$", readme, re.MULTILINE)
     line = line.replace("/srv/billing", str(tmp_path)).replace(".venv/bin/python", sys.executable)
     bill = partial(start, "sh", "-c", line, **dict.fromkeys(settings, ""))
