@@ -619,14 +619,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault.action in ("cut-length", "cut-chunked"):
             chunked = fault.action == "cut-chunked"
         head, body = reply.encoded(zipped=zipped, chunked=chunked)
-        if fault.action in ("reset-body", "stall-body", "cut-length"):
-            send(head + body[: len(body) // 2])
-        elif fault.action == "cut-chunked":
-            send(head + body[: -len(LAST_CHUNK)])
-        elif fault.action == "bad-gzip":
-            send(head + body)
-        elif fault.action == "drip":
-            send(head)
+        sent = {"reset": b"", "stall": b"", "drip": head, "bad-gzip": head + body}
+        sent["cut-chunked"] = head + body[: -len(LAST_CHUNK)]
+        send(sent.get(fault.action, head + body[: len(body) // 2]))
+        if fault.action == "drip":
             for at in range(len(body)):
                 if closing.wait(fault.seconds):
                     break
