@@ -645,7 +645,11 @@ def main() -> int:
     with Simulator() as simulator:
         environ = {**os.environ, **simulator.environ}
         environ.pop("RAFAY_OPS_CONSOLE_URL", None)
-        child = subprocess.Popen(command, env=environ)
+        try:
+            child = subprocess.Popen(command, env=environ)
+        except OSError as error:
+            print(f"rafay_simulator: {command[0]}: {error.strerror}", file=sys.stderr)
+            return 127
         # Ctrl-C in a terminal goes to the child as well; its status is awaited.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         status = child.wait()
