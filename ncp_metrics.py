@@ -1206,7 +1206,8 @@ def write_files(bill: Bill, now: datetime) -> list[str]:
     row = csv.writer(encoder, lineterminator="\n").writerow  # returns what `write` returns
     try:
         scratch.mkdir(mode=0o700)
-        with open(scratch / "raw", "xb+") as raw, open(scratch / "sorted", "xb") as in_order:
+        names = scratch / "ncp-metrics", scratch / "ncp-metrics-sorted"
+        with open(names[0], "xb+") as raw, open(names[1], "xb") as in_order:
             offsets = [raw.write(row(COLUMNS))]
             in_order.write(row(COLUMNS))
             for place, line in enumerate(lines):
@@ -1231,27 +1232,25 @@ def write_files(bill: Bill, now: datetime) -> list[str]:
 
 
 def publish(scratch: Path, now: datetime) -> list[str]:
-    """Give the files their names, of the first second from now on that is free for both."""
-    while True:
-        stamp = f"{now:%m%d%Y-%H%M%S}.csv"
-        names = {"raw": f"ncp-metrics-{stamp}", "sorted": f"ncp-metrics-sorted-{stamp}"}
-        paths: list[Path] = []
-        try:
-            for source, path in ((each, scratch.with_name(names[each])) for each in names):
-                try:
-                    os.link(scratch / source, path)
-                except OSError:  # it exists, or there are no hard links here: claim it
-                    path.touch(exist_ok=False)
-                paths.append(path)
-            for source, path in zip(names, paths):
-                os.replace(scratch / source, path)  # changes nothing for two links to one file
-            return [str(path) for path in paths]
-        except OSError as error:
-            for path in paths:
-                path.unlink()
-            if not isinstance(error, FileExistsError):
-                raise
-        now += timedelta(seconds=1)
+    """Give the files their names, of the first second from now on that is free for all."""
+    paths: dict[Path, Path] = {}
+    try:
+        for file in sorted(scratch.iterdir()):
+            path = scratch.with_name(f"{file.name}-{now:%m%d%Y-%H%M%S}.csv")
+            try:
+                os.link(file, path)
+            except OSError:  # it exists, or there are no hard links here: claim it
+                path.touch(exist_ok=False)
+            paths[file] = path
+        for file, path in paths.items():
+            os.replace(file, path)  # changes nothing for two links to one file
+    except OSError as error:
+        for path in paths.values():
+            path.unlink()
+        if not isinstance(error, FileExistsError):
+            raise
+        return publish(scratch, now + timedelta(seconds=1))
+    return list(map(str, paths.values()))
 
 
 # Screen
