@@ -58,7 +58,6 @@ from contextlib import closing, suppress
 from datetime import datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from functools import lru_cache, reduce
-from http.cookiejar import DefaultCookiePolicy
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -749,15 +748,11 @@ def metered_hours(row: dict[str, Any], most: Decimal) -> Decimal:
 
 
 class Session(requests.Session):
-    """Keeps no cookies, and follows redirects on the same scheme, host and port only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    """Follows redirects on the same scheme, host and port only, and sends none of their cookies."""
 
     def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
         """Raise if a redirect would take the API key elsewhere; called before each is followed."""
-        prepared_request.headers.pop("Cookie", None)  # requests sends those of the redirect
+        prepared_request.headers.pop("Cookie", None)
         # As urllib3, which connects, reads the URLs: other parsers read some differently.
         if not urllib3.connection_from_url(response.url).is_same_host(prepared_request.url):
             raise requests.TooManyRedirects
@@ -828,8 +823,10 @@ class Client:
         if not self.settings.rafay_ops_console_url:
             host = "RAFAY_CONSOLE_URL"
         url, body = getattr(self.settings, host.lower()), bytearray()
+        session = self.sessions[threading.get_ident()]
+        session.cookies.clear()
         try:
-            with self.sessions[threading.get_ident()].get(
+            with session.get(
                 url + path,
                 params=query,
                 headers={header: getattr(self.settings, key.lower())},
