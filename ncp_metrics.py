@@ -620,23 +620,21 @@ class Page(NamedTuple):
 def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
     """Check a decoded answer; raises Failure."""
     [answer] = objects([answer], "the answer")
-    kind, count, parsed = listing.kind, answer.get("count"), list[Any]()
+    kind, count, limit = listing.kind, answer.get("count"), answer.get("limit")
+    parsed: list[Any] = []
     if kind:
         rows = objects(answer.get("instance_usage_data"), "instance_usage_data")
         if not rows and not (answer.get("kind") and answer.get("range_from")):
             raise Failure("nothing is listed, nor kind or range_from given: is it another API?")
         asked = (kind, *map(format_moment, listing.period))
         for name, expected in zip(("kind", "range_from", "range_to"), asked):
-            said = answer.get(name)
-            if said not in (None, expected) and (
-                name == "kind" or parse_time(str(said)) != expected
-            ):
+            said = answer.get(name) or expected
+            if said != expected and (name == "kind" or parse_time(str(said)) != expected):
                 raise Failure(f"{name} is {said!r}, asked was {expected}")
     else:
         rows = objects(answer.get("results") or answer.get("items"), "results")
         if not rows and not listing.offset:
             raise Failure("results: none is listed: is PARTNER_API_KEY the partner's key?")
-    limit = answer.get("limit") if kind else None
     if any(type(n) is not int or n < 0 for n in (count, limit) if n is not None):
         raise Failure(f"count {count!r} or limit {limit!r} is not a number of rows")
     for row in rows:
