@@ -1256,7 +1256,7 @@ class Screen:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.quiet = False
-        self.drawn_at = 0.0
+        self.drawn = False  # a progress line
         keys = {environ.get(n, "").strip() for n in ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY")}
         # Each character of a key may also be JSON-escaped or percent-encoded.
         char = r"(?:\\{{0,9}}(?:{0}|u00(?i:{1:02x}))|%(?:25)*(?i:{1:02x}))"
@@ -1271,20 +1271,19 @@ class Screen:
 
     def say(self, *texts: str, about: str = "") -> None:
         """Print texts: on stderr if they are about a warning or error, else on stdout."""
-        if self.drawn_at:
+        if self.drawn:
             self._write(sys.stderr, "\r\x1b[K")
-            self.drawn_at = 0.0
+            self.drawn = False
         if about or not self.quiet:
             begin = f"ncp_metrics: {about}: " if about else ""
             shown = "".join(f"{begin}{self.redact(text)}\n" for text in texts)
             self._write(sys.stderr if about else sys.stdout, shown)
 
     def progress(self, text: str) -> None:
-        """Rewrite the progress line, on a terminal only and ten times a second at most."""
-        now = time.monotonic()
-        if self.quiet or not sys.stderr or not sys.stderr.isatty() or now < self.drawn_at + 0.1:
+        """Rewrite the progress line, on a terminal only."""
+        if self.quiet or not sys.stderr or not sys.stderr.isatty():
             return
-        self.drawn_at = now
+        self.drawn = True
         width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
         self._write(sys.stderr, f"\r\x1b[K{self.redact(text)[: width - 1]}")
 
