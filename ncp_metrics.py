@@ -512,17 +512,13 @@ def find_owners(texts: Iterable[str], listed: Iterable[Organization]) -> dict[st
 
 
 def describe_owner(text: str, ids: Sequence[str], listed: Iterable[Organization]) -> str:
-    """Return why a text is not the name or id of one organization."""
+    """Return why a text is not the name or id of one organization, and the nearest name."""
     if ids:
         return f"organization {text!r} is ambiguous: give the id: {', '.join(ids)}"
-    return f"organization {text!r} is not listed{did_you_mean(text, (o.name for o in listed))}"
-
-
-def did_you_mean(text: str, names: Iterable[str]) -> str:
-    """Return a hint at the nearest name, blank if none is close."""
-    by_key = {name.casefold(): name for name in names}
+    by_key = {each.name.casefold(): each.name for each in listed}
     near = difflib.get_close_matches(text.casefold(), by_key, n=1, cutoff=0.8)
-    return "".join(f"; did you mean {by_key[key]}?" for key in near)
+    hint = "".join(f"; did you mean {by_key[key]}?" for key in near)
+    return f"organization {text!r} is not listed{hint}"
 
 
 def resolve(book: PriceBook, listed: Sequence[Organization]) -> PriceBook:
