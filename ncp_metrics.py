@@ -1005,45 +1005,34 @@ class Line(NamedTuple):
         return self.price.charge if self.price else USAGE
 
 
-def billing_amount(hours: Decimal, rate: Decimal, currency: str) -> Decimal:
-    """Return hours x rate in currency units, rounded once, half up, to the minor unit."""
-    return EXACT.quantize(EXACT.multiply(hours, rate), MINOR_UNITS[currency])
-
-
-def bill_records(records: Iterable[Record], book: PriceBook, currency: str) -> list[Line]:
-    """Return, for each record, a line for its hours and one for each priced parameter."""
+def bill_owner(
+    owner: Organization, records: Iterable[Record], book: PriceBook, settings: Settings
+) -> list[Line]:
+    """Return the lines of an organization: usage, fees, and what is missing to minimums."""
+    month, unit = settings.month, MINOR_UNITS[settings.currency]
     find = lru_cache(maxsize=None)(book.find)
     lines = []
     for record in records:
         for dimension, hours in ((INSTANCE, record.hours), *record.quantities):
-            thing = record.profile, dimension
-            price = find(record.organization.id, record.kind, thing, record.period.start)
-            amount = billing_amount(hours, price.rate, currency) if price else None
+            price = find(owner.id, record.kind, (record.profile, dimension), record.period.start)
+            # Rounded once, half up.
+            amount = EXACT.quantize(EXACT.multiply(hours, price.rate), unit) if price else None
             lines.append(Line(record, dimension, hours, price, amount))
-    return lines
-
-
-def bill_month(
-    owner: Organization, usage: Sequence[Line], book: PriceBook, settings: Settings
-) -> list[Line]:
-    """Return a line for each fee of an organization, and for what is missing to each minimum."""
-    prices, month = book.monthly(owner.id), settings.month
-    if not month or not prices:
-        return []
+    monthly = book.monthly(owner.id)
+    if not month or not monthly:
+        return lines
     billed: dict[str, Decimal] = defaultdict(Decimal)  # without fees, by profile and for ALL
-    for line in usage:
+    for line in lines:
         for profile in {line.record.profile, ALL}:
             billed[profile] = EXACT.add(billed[profile], line.amount or 0)
-    lines = []
-    for price in prices:
-        amount = price.rate
-        if price.charge == MINIMUM:
-            amount = max(EXACT.subtract(price.rate, billed[price.profile]), Decimal(0))
+    for each in monthly:
+        amount = EXACT.quantize(each.rate, unit)
+        if each.charge == MINIMUM:
+            amount = EXACT.subtract(amount, billed[each.profile])
+            if amount <= 0:
+                continue
             billed[ALL] = EXACT.add(billed[ALL], amount)
-        if amount or price.charge == FEE:
-            record = Record(owner, "", month, price.profile)
-            amount = billing_amount(Decimal(1), amount, settings.currency)
-            lines.append(Line(record, "month", NO_HOURS, price, amount))
+        lines.append(Line(Record(owner, "", month, each.profile), "month", NO_HOURS, each, amount))
     return lines
 
 
@@ -1352,9 +1341,8 @@ def read_bill(client: Client, raw_book: PriceBook) -> tuple[Bill, str]:
     lines: list[Line] = []
     for owner, listings in itertools.groupby(usage, attrgetter("organization")):
         own = list(itertools.chain.from_iterable(usage[each] for each in listings))
-        billed = bill_records(own, book, settings.currency)
         records += own
-        lines += [*billed, *bill_month(owner, billed, book, settings)]
+        lines += bill_owner(owner, own, book, settings)
     return Bill(settings, book, owners, records, lines), note
 
 
