@@ -1111,23 +1111,23 @@ class Bill(NamedTuple):
         figures: dict[str, Sequence[Decimal]] = {}
         for owner, own in itertools.groupby(self.lines, attrgetter("record.organization")):
             lines = list(own)
-            instances = Decimal(len({x.record.instance_id for x in lines if x.charge == USAGE}))
+            instances = Decimal(len({x.record.instance_id for x in lines} - {""}))
             hours = reduce(EXACT.add, (x.hours for x in lines if x.dimension == INSTANCE), NO_HOURS)
-            amounts = (line.amount for line in lines if line.amount is not None)
-            figures[str(owner)] = instances, hours, reduce(EXACT.add, amounts, zeros[2])
+            amount = reduce(EXACT.add, (x.amount or 0 for x in lines), zeros[2])
+            figures[str(owner)] = instances, hours, amount
         total = [reduce(EXACT.add, column) for column in zip(zeros, *figures.values())]
         rows = [["Organization", "Instances", "Hours", f"Amount ({currency})"]]
         rows += [[n, *map("{:,f}".format, row)] for n, row in (*figures.items(), ("Total", total))]
         widths = [max(map(len, column)) for column in zip(*rows)]
         idle = everybody - sum(1 for instances, *_ in figures.values() if instances)
-        monthly = {
-            charge: [line.amount or zeros[2] for line in self.lines if line.charge == charge]
-            for charge in (FEE, MINIMUM)
-        }
+        monthly: dict[str, Decimal] = defaultdict(lambda: zeros[2])
+        for line in self.lines:
+            if line.charge != USAGE:
+                monthly[line.charge] = EXACT.add(monthly[line.charge], line.amount or 0)
         return [
             *("  ".join([n.ljust(widths[0]), *map(str.rjust, r, widths[1:])]) for n, *r in rows),
             "",
-            *(f"Of the total, {c}s: {reduce(EXACT.add, x):,f}" for c, x in monthly.items() if x),
+            *(f"Of the total, {name}s: {paid:,f}" for name, paid in sorted(monthly.items())),
             f"Organizations without usage: {idle} of {everybody}",
         ]
 
