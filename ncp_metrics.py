@@ -245,17 +245,13 @@ def read_settings(flags: argparse.Namespace, environ: Mapping[str, str], now: da
         except (ValueError, OSError) as error:  # OSError: the working directory is gone
             flags.problems.append(f"{flag if by_flag else variable}: {error}")
     values["timezone"] = values["timezone"] or timezone.utc
-    now, month = now.replace(microsecond=0), None
-    period = Period(now, now)
+    period, month = Period(now, now), None
     try:
-        period = choose_period(flags, values, now)
-        if period == calendar_month(period.start, values["timezone"]):
-            month = period
+        period, month = choose_period(flags, values, now.replace(microsecond=0))
     except (ValueError, OverflowError) as error:
         flags.problems.append(str(error))
     del values["billing_month"], values["days"]
-    past = period._replace(end=min(period.end, now))
-    return Settings(**values, organizations=flags.org, period=past, month=month)
+    return Settings(**values, organizations=flags.org, period=period, month=month)
 
 
 # Period
@@ -268,18 +264,20 @@ class Period(NamedTuple):
     end: datetime
 
 
-def choose_period(flags: argparse.Namespace, values: Mapping[str, Any], now: datetime) -> Period:
-    """Return the period, which may end later than now if it is a month; raises ValueError."""
+def choose_period(
+    flags: argparse.Namespace, values: Mapping[str, Any], now: datetime
+) -> tuple[Period, Period | None]:
+    """Return the period up to now at most, and all of it if it is a month; raises ValueError."""
     month, zone = values["billing_month"], values["timezone"]
     # Blank is unset elsewhere, but a blank --from must not bill 30 days.
     from_to = flags.start is not None or flags.end is not None
     if bool(flags.BILLING_MONTH) + bool(flags.DAYS) + from_to > 1:
         raise ValueError("--month, --days and --from/--to exclude each other: give one period")
-    if not from_to and (flags.DAYS or not month):
-        return Period(now - timedelta(days=values["days"] or 1), now)
     if from_to:
         texts = ("--from", flags.start or ""), ("--to", flags.end or "")
         period = Period(*(parse_moment(name, text, zone) for name, text in texts))
+    elif flags.DAYS or not month:
+        period = Period(now - timedelta(days=values["days"] or 1), now)
     elif month == "last":
         period = calendar_month(month_start(now, zone) - timedelta(days=1), zone)
     else:
@@ -288,7 +286,8 @@ def choose_period(flags: argparse.Namespace, values: Mapping[str, Any], now: dat
         start, end, at = map(format_moment, (*period, now))
         reason = f"{end} is not after {start}, or is in the future: it is {at}"
         raise ValueError(f"--month, --from, --to: {reason}")
-    return period
+    whole = period if period == calendar_month(period.start, zone) else None
+    return period._replace(end=min(period.end, now)), whole
 
 
 def month_start(moment: datetime, zone: tzinfo) -> datetime:
