@@ -410,12 +410,12 @@ class PriceBook:
 
 def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
     """Return the price book; add to the problems all that is wrong with it, by file and line."""
-    path, content, before = str(settings.pricing_file), b"", len(problems)
-    columns: list[str] = []
+    path, columns = str(settings.pricing_file), list[str]()
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         problems.append(f"{path}: {error.strerror}: see --pricing in --help")
+        return PriceBook(path, "", settings.period)
     book = PriceBook(path, hashlib.sha256(content).hexdigest(), settings.period)
     # Line by line: no cell may hold a line break, and a stray quote must not swallow prices.
     lines = re.split(r"\r\n|\n|\r", content.decode("utf-8-sig", "surrogateescape"))
@@ -437,9 +437,9 @@ def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
             columns = cells
         except (csv.Error, ValueError, OverflowError) as error:
             problems.append(f"{path}: line {number}: {error}")
-        if not columns:
-            break
-    if not columns and len(problems) == before:
+            if not columns:
+                return book
+    if not columns:
         problems.append(f"{path}: needs a header, such as profile,hourly_rate")
     return book
 
