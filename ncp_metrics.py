@@ -331,7 +331,8 @@ Thing = tuple[str, str]  # what has a price: a profile, and a dimension of it
 USAGE, FEE, MINIMUM = "usage", "fee", "minimum"  # charges
 RATES = {"hourly_rate": USAGE, "monthly_rate": FEE, "monthly_minimum": MINIMUM}
 ALL = "*"  # the profile of a minimum for all profiles
-IF_BLANK = {"dimension": INSTANCE, "effective_from": "1900-01-01", "effective_to": "9000-01-01"}
+VALIDITY = {"effective_from": "1900-01-01", "effective_to": "9000-01-01"}
+IF_BLANK = {"dimension": INSTANCE, **VALIDITY}
 PRICE_COLUMNS = ["profile", *RATES, "organization", "profile_type", "currency", "description"]
 PRICE_COLUMNS += IF_BLANK
 
@@ -344,8 +345,7 @@ class Price(NamedTuple):
     dimension: str
     organization: str  # a name or an id; once resolved, an id
     profile_type: str
-    effective_from: datetime
-    effective_to: datetime  # excluded
+    validity: Period
     charge: str
     rate: Decimal  # currency units for an hour, or for a month
 
@@ -364,7 +364,7 @@ class PriceBook:
     def add(self, price: Price) -> None:
         """Add a price; raises ValueError if the same thing has one from the same moment."""
         same = self.index[price.charge, price.organization][price.profile, price.dimension]
-        first = same.setdefault((price.profile_type, price.effective_from), price)
+        first = same.setdefault((price.profile_type, price.validity.start), price)
         if first is not price:
             raise ValueError(f"line {first.line} already has this price")
         self.prices.append(price)
@@ -377,10 +377,10 @@ class PriceBook:
         ranked = [*sorted(own.items(), reverse=True), *sorted(everyones.items(), reverse=True)]
         prices = [price for (for_kind, _), price in ranked if for_kind in ("", kind)]
         start, end = self.period
-        moments = {start, *(p.effective_from for p in prices), *(p.effective_to for p in prices)}
+        moments = {start, *itertools.chain.from_iterable(p.validity for p in prices)}
         schedule: list[tuple[datetime, Price | None]] = []
         for moment in sorted(each for each in moments if start <= each < end):
-            price = next((p for p in prices if p.effective_from <= moment < p.effective_to), None)
+            price = next((p for p in prices if p.validity.start <= moment < p.validity.end), None)
             if not schedule or price is not schedule[-1][1]:
                 schedule.append((moment, price))
         return schedule
@@ -462,12 +462,11 @@ def parse_price(line: int, columns: list[str], row: list[str], settings: Setting
     ):
         if not re.fullmatch(pattern, cells[column]):
             raise ValueError(f"{column} {cells[column]!r} is not {meaning}")
-    validity = ("effective_from", "effective_to")
-    start, end = (parse_moment(name, cells[name], settings.timezone) for name in validity)
-    if start >= end:
+    validity = Period(*(parse_moment(each, cells[each], settings.timezone) for each in VALIDITY))
+    if validity.start >= validity.end:
         raise ValueError("effective_to must be later than effective_from")
     names = cells["profile"], cells["dimension"], cells["organization"], cells["profile_type"]
-    price = Price(line, *names, start, end, charge, Decimal(cells[rate]))
+    price = Price(line, *names, validity, charge, Decimal(cells[rate]))
     if charge != USAGE:
         check_monthly(price, given, settings)
     return price
@@ -477,8 +476,7 @@ def check_monthly(price: Price, given: Mapping[str, str], settings: Settings) ->
     """Raise ValueError if a fee or minimum says what only an hourly price may."""
     if not price.organization or {"dimension", "profile_type"} & given.keys():
         raise ValueError("a monthly price needs an organization, no dimension, no profile_type")
-    for name in ("effective_from", "effective_to"):
-        moment = getattr(price, name)
+    for name, moment in zip(VALIDITY, price.validity):
         if name in given and moment != month_start(moment, settings.timezone):
             raise ValueError(f"{name} of a monthly price must be the first moment of a month")
     unit = MINOR_UNITS.get(settings.currency)
@@ -526,7 +524,7 @@ def resolve(book: PriceBook, listed: Sequence[Organization]) -> PriceBook:
     found = find_owners([price.organization for price in book.prices], listed)
     for price in book.prices:
         text, where = price.organization, f"{book.path}: line {price.line}"
-        if price.effective_from >= book.period.end or price.effective_to <= book.period.start:
+        if price.validity.start >= book.period.end or price.validity.end <= book.period.start:
             continue
         try:
             if not text or len(found[text]) == 1:
