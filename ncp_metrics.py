@@ -3,10 +3,9 @@
 # requires-python = ">=3.9"
 # dependencies = ["requests>=2.25.1", "python-dateutil>=2.8.1"]
 # ///
-"""Bill the usage metered by a Rafay partner: hours x rate, as two CSV files.
+"""Bill the usage metered by a Rafay partner, and fees, as two CSV files.
 
 for example:
-  ncp_metrics.py --check
   ncp_metrics.py --month last --output-dir /srv/billing
 
 settings and their defaults, by environment or flag (which wins):
@@ -273,13 +272,13 @@ def choose_period(
     from_to = flags.start is not None or flags.end is not None
     if bool(flags.BILLING_MONTH) + bool(flags.DAYS) + from_to > 1:
         raise ValueError("--month, --days and --from/--to exclude each other: give one period")
+    if not from_to and (flags.DAYS or not month):
+        return Period(now - timedelta(days=values["days"] or 1), now), None
     if from_to:
         texts = ("--from", flags.start or ""), ("--to", flags.end or "")
         period = Period(*(parse_moment(name, text, zone) for name, text in texts))
-    elif flags.DAYS or not month:
-        period = Period(now - timedelta(days=values["days"] or 1), now)
     elif month == "last":
-        period = calendar_month(month_start(now, zone) - timedelta(days=1), zone)
+        period = calendar_month(calendar_month(now, zone).start - timedelta(days=1), zone)
     else:
         period = calendar_month(parse_moment("--month", f"{month}-01", zone), zone)
     if period.start >= min(period.end, now) or (from_to and period.end > now):
@@ -290,15 +289,11 @@ def choose_period(
     return period._replace(end=min(period.end, now)), whole
 
 
-def month_start(moment: datetime, zone: tzinfo) -> datetime:
-    """Return when the calendar month of a moment begins in a zone."""
-    return parse_moment("month", f"{moment.astimezone(zone).date().replace(day=1)}", zone)
-
-
 def calendar_month(moment: datetime, zone: tzinfo) -> Period:
     """Return the calendar month of a moment in a zone."""
-    start = month_start(moment, zone)
-    return Period(start, month_start(start + timedelta(days=32), zone))
+    first = moment.astimezone(zone).date().replace(day=1)
+    days = first, (first + timedelta(days=32)).replace(day=1)
+    return Period(*(parse_moment("month", f"{day}", zone) for day in days))
 
 
 @lru_cache(maxsize=1000)
@@ -353,10 +348,11 @@ class Price(NamedTuple):
 class PriceBook:
     """Prices, found by charge and organization (blank: everyone), then by what has the price."""
 
-    def __init__(self, path: str, sha256: str, period: Period) -> None:
-        self.path, self.sha256, self.period = path, sha256, period
+    def __init__(self, settings: Settings, sha256: str) -> None:
+        self.settings, self.sha256 = settings, sha256
+        self.path, self.period = settings.pricing_file, settings.period
         self.prices: list[Price] = []
-        self.index: dict[Thing, dict[Thing, Any]] = defaultdict(lambda: defaultdict(dict))
+        self.index: dict[tuple[str, str], dict[Thing, Any]] = defaultdict(lambda: defaultdict(dict))
         self.parameters: dict[str, set[str]] = defaultdict(set)  # by profile
         self.unknown: list[str] = []  # what is said of prices of unknown organizations
         self.schedule = lru_cache(maxsize=None)(self._schedule)
@@ -401,12 +397,6 @@ class PriceBook:
             for thing in self.index.get((USAGE, owner), ())
         }
 
-    def monthly(self, owner: str) -> list[Price]:
-        """Return the fees and minimums of an organization, as in the book, but `*` last."""
-        charges = (self.index.get((charge, owner), {}).values() for charge in (FEE, MINIMUM))
-        latest = [same[max(same)] for same in itertools.chain.from_iterable(charges)]
-        return sorted(latest, key=lambda price: (price.profile == ALL, price.line))
-
 
 def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
     """Return the price book; add to the problems all that is wrong with it, by file and line."""
@@ -415,8 +405,8 @@ def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
         content = Path(path).read_bytes()
     except OSError as error:
         problems.append(f"{path}: {error.strerror}: see --pricing in --help")
-        return PriceBook(path, "", settings.period)
-    book = PriceBook(path, hashlib.sha256(content).hexdigest(), settings.period)
+        return PriceBook(settings, "")
+    book = PriceBook(settings, hashlib.sha256(content).hexdigest())
     # Line by line: no cell may hold a line break, and a stray quote must not swallow prices.
     lines = re.split(r"\r\n|\n|\r", content.decode("utf-8-sig", "surrogateescape"))
     for number, line in enumerate(lines, start=1):
@@ -451,37 +441,30 @@ def parse_price(line: int, columns: list[str], row: list[str], settings: Setting
     given = {column: cell for column, cell in zip(columns, row) if cell}
     rates = [column for column in RATES if column in given]
     if len(rates) != 1:
-        raise ValueError(f"give one of {', '.join(RATES)}")
-    [rate], currency = rates, settings.currency
-    cells, charge = defaultdict(str, {**IF_BLANK, **given}), RATES[rate]
+        raise ValueError(f"{len(rates)} rates: give one of {', '.join(RATES)}")
+    [rate], currency, zone = rates, settings.currency, settings.timezone
+    cells, hourly = defaultdict(str, {**IF_BLANK, **given}), RATES[rate] == USAGE
     for column, pattern, meaning in (
-        ("profile", ".+" if charge == MINIMUM else r"(?!\*$).+", "the name of a profile"),
+        ("profile", rf"(?!\{ALL}$).+" if rate != "monthly_minimum" else ".+", "a profile"),
         (rate, r"[0-9]+(\.[0-9]+)?", "a plain decimal, such as 2.50"),
-        ("profile_type", "|".join(("", *KINDS)), "compute, service or blank"),
+        ("organization", ".*" if hourly else ".+", f"a name or id, needed for a {rate}"),
+        ("dimension", ".*" if hourly else "", f"blank, as needed for a {rate}"),
+        ("profile_type", "(compute|service)?" if hourly else "", f"possible with a {rate}"),
         ("currency", f"({currency or '.*'})?", f"CURRENCY, {currency}"),
     ):
-        if not re.fullmatch(pattern, cells[column]):
-            raise ValueError(f"{column} {cells[column]!r} is not {meaning}")
-    validity = Period(*(parse_moment(each, cells[each], settings.timezone) for each in VALIDITY))
+        if not re.fullmatch(pattern, given.get(column, "")):
+            raise ValueError(f"{column} {given.get(column, '')!r} is not {meaning}")
+    validity = Period(*(parse_moment(each, cells[each], zone) for each in VALIDITY))
     if validity.start >= validity.end:
         raise ValueError("effective_to must be later than effective_from")
+    for name, moment in zip(VALIDITY, validity):
+        if not hourly and name in given and moment != calendar_month(moment, zone).start:
+            raise ValueError(f"{name} {cells[name]!r} is not the first moment of a month in {zone}")
+    unit = f"{MINOR_UNITS.get(currency, cells[rate])}"
+    if not hourly and len(cells[rate].partition(".")[2]) > len(unit.partition(".")[2]):
+        raise ValueError(f"{rate} {cells[rate]!r} has more decimals than {currency}")
     names = cells["profile"], cells["dimension"], cells["organization"], cells["profile_type"]
-    price = Price(line, *names, validity, charge, Decimal(cells[rate]))
-    if charge != USAGE:
-        check_monthly(price, given, settings)
-    return price
-
-
-def check_monthly(price: Price, given: Mapping[str, str], settings: Settings) -> None:
-    """Raise ValueError if a fee or minimum says what only an hourly price may."""
-    if not price.organization or {"dimension", "profile_type"} & given.keys():
-        raise ValueError("a monthly price needs an organization, no dimension, no profile_type")
-    for name, moment in zip(VALIDITY, price.validity):
-        if name in given and moment != month_start(moment, settings.timezone):
-            raise ValueError(f"{name} of a monthly price must be the first moment of a month")
-    unit = MINOR_UNITS.get(settings.currency)
-    if unit and not EXACT.add(price.rate, unit).same_quantum(unit):  # a sum has all decimals
-        raise ValueError(f"{price.rate} has more decimals than {unit} {settings.currency}")
+    return Price(line, *names, validity, RATES[rate], Decimal(cells[rate]))
 
 
 # Organizations
@@ -520,7 +503,7 @@ def describe_owner(text: str, ids: Sequence[str], listed: Iterable[Organization]
 
 def resolve(book: PriceBook, listed: Sequence[Organization]) -> PriceBook:
     """Return the book with ids in place of names; raises Failure."""
-    resolved, problems = PriceBook(book.path, book.sha256, book.period), []
+    resolved, problems = PriceBook(book.settings, book.sha256), []
     found = find_owners([price.organization for price in book.prices], listed)
     for price in book.prices:
         text, where = price.organization, f"{book.path}: line {price.line}"
@@ -565,13 +548,12 @@ RECORD_TEXTS = (
 
 
 class Record(NamedTuple):
-    """The metered usage of an instance in a period."""
+    """The metered usage of an instance in a period; the defaults are for lines of no usage."""
 
     organization: Organization
     kind: str
     period: Period
     profile: str
-    # The defaults are for lines that bill no usage.
     project: str = ""
     ids: str = ""  # of project and profile
     instance: str = ""
@@ -950,7 +932,7 @@ def read_usage(client: Client, owners: Iterable[Organization], book: PriceBook) 
     for owner in owners:
         changes = {**everyones, **book.changes(owner.id)}.values()
         edges = [book.period.start, *sorted(set().union(*changes)), book.period.end]
-        parts = list(map(Period, edges, edges[1:]))
+        parts = [*map(Period, edges, edges[1:])]
         listings += [Listing(kind, part, owner) for kind in KINDS for part in parts]
     return read_lists(client, listings)
 
@@ -991,55 +973,49 @@ class Line(NamedTuple):
     """A line of the bill; without a price, it has no amount, in currency units, either."""
 
     record: Record
+    charge: str  # USAGE, FEE, or MINIMUM: what is missing to it
     dimension: str
     hours: Decimal  # of the dimension
     price: Price | None
     amount: Decimal | None
 
-    @property
-    def charge(self) -> str:
-        """What it bills: usage, a fee or what is missing to a minimum."""
-        return self.price.charge if self.price else USAGE
 
-
-def bill_owner(
-    owner: Organization, records: Iterable[Record], book: PriceBook, settings: Settings
-) -> list[Line]:
-    """Return the lines of an organization: usage, fees, and what is missing to minimums."""
-    month, unit = settings.month, MINOR_UNITS[settings.currency]
+def bill_owner(owner: Organization, records: Iterable[Record], book: PriceBook) -> list[Line]:
+    """Return an organization's lines: usage, rounded once, half up; fees; lacks of minimums."""
+    month, unit = book.settings.month, MINOR_UNITS[book.settings.currency]
     find = lru_cache(maxsize=None)(book.find)
     lines = []
     for record in records:
         for dimension, hours in ((INSTANCE, record.hours), *record.quantities):
             price = find(owner.id, record.kind, (record.profile, dimension), record.period.start)
-            # Rounded once, half up.
             amount = EXACT.quantize(EXACT.multiply(hours, price.rate), unit) if price else None
-            lines.append(Line(record, dimension, hours, price, amount))
-    monthly = book.monthly(owner.id)
-    if not month or not monthly:
+            lines.append(Line(record, USAGE, dimension, hours, price, amount))
+    same = (book.index.get((charge, owner.id), {}).values() for charge in (FEE, MINIMUM))
+    latest = [prices[max(prices)] for prices in itertools.chain.from_iterable(same)]
+    if not month or not latest:
         return lines
     billed: dict[str, Decimal] = defaultdict(Decimal)  # without fees, by profile and for ALL
     for line in lines:
-        for profile in {line.record.profile, ALL}:
+        for profile in (line.record.profile, ALL):
             billed[profile] = EXACT.add(billed[profile], line.amount or 0)
-    for each in monthly:
+    # The minimum for ALL comes last: it counts what the others add.
+    for each in sorted(latest, key=lambda price: (price.profile == ALL, price.line)):
         amount = EXACT.quantize(each.rate, unit)
         if each.charge == MINIMUM:
             amount = EXACT.subtract(amount, billed[each.profile])
             if amount <= 0:
                 continue
             billed[ALL] = EXACT.add(billed[ALL], amount)
-        lines.append(Line(Record(owner, "", month, each.profile), "month", NO_HOURS, each, amount))
+        record = Record(owner, "", month, each.profile)
+        lines.append(Line(record, each.charge, "month", NO_HOURS, each, amount))
     return lines
 
 
 class Bill(NamedTuple):
     """What is billed, in the order of the raw file, and what is to be said of it."""
 
-    settings: Settings
     book: PriceBook
     organizations: Sequence[Organization]
-    records: Sequence[Record]
     lines: Sequence[Line]
 
     def unpriced(self) -> list[str]:
@@ -1059,72 +1035,74 @@ class Bill(NamedTuple):
         book, warnings, notes = self.book, [], []
         could: Counter[Price] = Counter()  # records that a price could bill
         found = Counter(line.price for line in self.lines if line.dimension != INSTANCE)
-        group_of = attrgetter("organization.id", "kind", "profile", "period.start")
-        groups = Counter(map(group_of, self.records if any(book.parameters.values()) else ()))
-        for (owner, kind, profile, start), records in groups.items():
+        group_of = attrgetter("organization.id", "kind", "profile", "period")
+        records = (line.record for line in self.lines if line.dimension == INSTANCE)
+        groups = Counter(map(group_of, records if any(book.parameters.values()) else ()))
+        for (owner, kind, profile, period), number in groups.items():
             for name in book.priced(owner, kind, profile):
-                price = book.find(owner, kind, (profile, name), start)
-                could.update({price: records} if price else {})
-        for price, records in sorted(could.items()):
+                price = book.find(owner, kind, (profile, name), period.start)
+                could.update({price: number} if price else {})
+        for price, number in sorted(could.items()):
             if not found[price]:
                 missing = f"no record of {price.profile} has a parameter {price.dimension}"
                 warnings.append(f"{book.path}: line {price.line}: {missing}: nothing is billed")
-            elif found[price] < records:
-                some = f"{found[price]} of {records} records"
+            elif found[price] < number:
+                some = f"{found[price]} of {number} records"
                 notes.append(f"{price.dimension} of {price.profile}: {some}")
         return warnings, notes
 
     def left_out(self) -> list[str]:
-        """Return a warning for each fee and minimum if the period is not a month."""
-        owners = () if self.settings.month else self.organizations
-        why = "is left out: the period is not a calendar month"
+        """Return a warning for each fee and minimum in force if the period is not a month."""
+        names = {} if self.book.settings.month else {o.id: o.name for o in self.organizations}
         return [
-            f"{self.book.path}: line {price.line}: {price.charge} {price.profile} of {owner} {why}"
-            for owner in owners
-            for price in self.book.monthly(owner.id)
+            f"{self.book.path}: line {p.line}: the {p.charge} {p.profile} of "
+            f"{names[p.organization]} is left out: the period is not a calendar month"
+            for p in self.book.prices
+            if p.charge != USAGE and p.organization in names
         ]
 
     def doubts(self) -> list[str]:
         """Return warnings that leave the status: too many hours, and a month not yet over."""
-        start, end = self.settings.period
+        (start, end), month = self.book.period, self.book.settings.month
+        doubts, over = list[str](), list[str]()
         length = Decimal((end - start) // timedelta(seconds=1)) / 3600
-        over: list[str] = []
-        for _, records in itertools.groupby(self.records, attrgetter("organization.id")):
+        records = (line.record for line in self.lines if line.dimension == INSTANCE)
+        for _, own in itertools.groupby(records, attrgetter("organization.id")):
             hours: dict[str, Decimal] = defaultdict(Decimal)
-            for record in records:
+            for record in own:
                 hours[record.instance_id] += record.hours - ROUNDING
-            over += (instance for instance, total in hours.items() if total > length)
-        instances = f"{', '.join(over[:5])}; instances: {len(over)}"
-        doubts = [f"more hours than the period has: check {instances}"] if over else []
-        month = self.settings.month
+            over += [instance for instance, total in hours.items() if total > length]
+        if over:
+            instances = f"{', '.join(over[:5])}; instances: {len(over)}"
+            doubts.append(f"more hours than the period has: check {instances}")
         if month and month.end > end:
             doubts.append(f"the bill is provisional: the month ends after {format_moment(end)}")
         return doubts
 
     def summary(self) -> list[str]:
         """Return the table of organizations that are billed, and what the total is made of."""
-        currency, everybody = self.settings.currency, len(self.organizations)
-        zeros = (Decimal(0), NO_HOURS, 0 * MINOR_UNITS[currency])
+        currency, everybody = self.book.settings.currency, len(self.organizations)
+        zero = 0 * MINOR_UNITS[currency]
         figures: dict[str, Sequence[Decimal]] = {}
         for owner, own in itertools.groupby(self.lines, attrgetter("record.organization")):
             lines = list(own)
             instances = Decimal(len({x.record.instance_id for x in lines} - {""}))
             hours = reduce(EXACT.add, (x.hours for x in lines if x.dimension == INSTANCE), NO_HOURS)
-            amount = reduce(EXACT.add, (x.amount or 0 for x in lines), zeros[2])
+            amount = reduce(EXACT.add, (x.amount or 0 for x in lines), zero)
             figures[str(owner)] = instances, hours, amount
-        total = [reduce(EXACT.add, column) for column in zip(zeros, *figures.values())]
+        total = [
+            reduce(EXACT.add, column)
+            for column in zip((Decimal(0), NO_HOURS, zero), *figures.values())
+        ]
         rows = [["Organization", "Instances", "Hours", f"Amount ({currency})"]]
         rows += [[n, *map("{:,f}".format, row)] for n, row in (*figures.items(), ("Total", total))]
         widths = [max(map(len, column)) for column in zip(*rows)]
         idle = everybody - sum(1 for instances, *_ in figures.values() if instances)
-        monthly: dict[str, Decimal] = defaultdict(lambda: zeros[2])
-        for line in self.lines:
-            if line.charge != USAGE:
-                monthly[line.charge] = EXACT.add(monthly[line.charge], line.amount or 0)
+        paid = {c: [x.amount or zero for x in self.lines if x.charge == c] for c in (FEE, MINIMUM)}
         return [
             *("  ".join([n.ljust(widths[0]), *map(str.rjust, r, widths[1:])]) for n, *r in rows),
             "",
-            *(f"Of the total, {name}s: {paid:,f}" for name, paid in sorted(monthly.items())),
+            *(f"Of the total, {c}s: {reduce(EXACT.add, x):,f}" for c, x in paid.items() if x),
             f"Organizations without usage: {idle} of {everybody}",
         ]
 
@@ -1175,7 +1153,8 @@ def format_line(line: Line, currency: str) -> tuple[str, ...]:
 
 def write_files(bill: Bill, now: datetime) -> list[str]:
     """Write the raw and the sorted file, or neither; return their paths; raises Failure."""
-    directory, currency, lines = bill.settings.output_dir, bill.settings.currency, bill.lines
+    settings, lines = bill.book.settings, bill.lines
+    directory, currency = settings.output_dir, settings.currency
     sort_key = attrgetter("project", "kind", "profile", "instance", "instance_id", "period")
     places: dict[tuple[str, str], list[int]] = defaultdict(list)  # of the lines of organizations
     scratch = Path(directory, f".ncp-metrics-{random.getrandbits(64):016x}")
@@ -1248,8 +1227,8 @@ class Screen:
 
     def redact(self, text: str) -> str:
         """Return a text without API keys, nor what steers a terminal; before it is cut short."""
-        text = self.secrets.sub("***", text)
-        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+        shown = self.secrets.sub("***", text)
+        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
 
     def say(self, *texts: str, about: str = "") -> None:
         """Print texts: on stderr if they are about a warning or error, else on stdout."""
@@ -1274,7 +1253,8 @@ class Screen:
         if not stream:
             return
         try:  # a locale may lack letters
-            stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
+            encoding = stream.encoding or "utf-8"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             stream.flush()
         except (OSError, Stopped) as error:
             # What is left in the buffer must neither fail nor wait again when Python ends.
@@ -1283,11 +1263,11 @@ class Screen:
                 raise
 
 
-def audit(settings: Settings, book: PriceBook) -> list[str]:
+def audit(book: PriceBook) -> list[str]:
     """Return what an auditor asks for."""
     return [
-        f"Period: {' to '.join(map(format_moment, settings.period))} (excluded)",
-        f"Time zone: {settings.timezone}",
+        f"Period: {' to '.join(map(format_moment, book.period))} (excluded)",
+        f"Time zone: {book.settings.timezone}",
         f"Price book: {book.path}, prices: {len(book.prices)}",
         f"SHA-256 of the price book: {book.sha256}",
         f"Version: {VERSION}",
@@ -1301,7 +1281,6 @@ def handle_signals(stopping: bool) -> None:
     """Let signals end the run, or do nothing; except those ignored from the start, as by nohup."""
 
     def handle(number: int, _frame: object) -> None:
-        """Raise Stopped once, if signals end the run."""
         if stopping:
             handle_signals(stopping=False)  # let no further signal disturb the end
             raise Stopped(number)
@@ -1330,17 +1309,15 @@ def read_bill(client: Client, raw_book: PriceBook) -> tuple[Bill, str]:
         book = resolve(raw_book, owners)
         usage.update(read_usage(client, unlisted, book))
         reconcile(client, usage, wholes)
-        warnings = [f"{each} is not listed but has usage: it is billed" for each in unlisted]
-        client.screen.say(*warnings, about="warning")
+        for each in unlisted:
+            client.screen.say(f"{each} is not listed but has usage: it is billed", about="warning")
         counted = sum(count_records(usage, kind, period) for kind in KINDS)
         note = f"Reconciled with the partner-wide usage: {counted} records"
-    records: list[Record] = []
     lines: list[Line] = []
     for owner, listings in itertools.groupby(usage, attrgetter("organization")):
-        own = list(itertools.chain.from_iterable(usage[each] for each in listings))
-        records += own
-        lines += bill_owner(owner, own, book, settings)
-    return Bill(settings, book, owners, records, lines), note
+        records = itertools.chain.from_iterable(usage[each] for each in listings)
+        lines += bill_owner(owner, records, book)
+    return Bill(book, owners, lines), note
 
 
 def check(client: Client, book: PriceBook) -> int:
@@ -1353,17 +1330,15 @@ def check(client: Client, book: PriceBook) -> int:
                 say(f"{listing}: {max(page.counted, len(page.rows))} records or more")
                 continue
             [listed] = read_lists(client, [Listing("", book.period)]).values()
-            chosen = choose(settings.organizations, listed)
-            say(f"{listing}: {len(listed)} listed, {len(chosen)} to bill")
-            resolved = resolve(book, listed)
-            unbilled = [*resolved.unknown, *Bill(settings, resolved, chosen, [], []).left_out()]
+            bill = Bill(resolve(book, listed), choose(settings.organizations, listed), [])
+            say(f"{listing}: {len(listed)} listed, {len(bill.organizations)} to bill")
+            unbilled = [*bill.book.unknown, *bill.left_out()]
             say(*unbilled, about="warning")
             statuses.update([3] if unbilled else [])
         except Failure as failure:
             say(*failure.args, about="error")
             statuses.add(failure.status)
-    say(*audit(settings, book))
-    say(*["Everything works; nothing was written."] if statuses == {0} else [])
+    say(*audit(book), *["Everything works; nothing was written."] if statuses == {0} else [])
     return min(statuses - {0}, default=0)
 
 
@@ -1386,7 +1361,7 @@ def run(
     unused, notes = bill.parameters()
     unbilled = [*bill.unpriced(), *bill.book.unknown, *bill.left_out(), *unused]
     screen.say(*bill.doubts(), *unbilled, about="warning")
-    summary = [*bill.summary(), *notes, note, *audit(settings, book)]
+    summary = [*bill.summary(), *notes, note, *audit(book)]
     raw, in_order = write_files(bill, now)
     return 3 if unbilled else 0, [*summary, f"Raw file: {raw}", f"Sorted file: {in_order}"]
 

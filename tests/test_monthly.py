@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 from conftest import Result, Run, cases
 from example import RAW, SORTED, text, usage
 from rafay_simulator import Partner, fixed, organization
+
+
+@pytest.fixture
+def run(run: Run) -> Run:
+    """Bill June, unless flags say otherwise."""
+    return partial(run, BILLING_MONTH="2026-06")
+
 
 BOOK = (
     "profile,organization,effective_from,effective_to,dimension,profile_type,"
@@ -117,6 +126,13 @@ def test_all_dimensions_types_and_parts_count_for_a_minimum(run: Run) -> None:
     prices = f"{BOOK}gpu,,,,,,1,,\ngpu,,,,disk,,2,,\ngpu,,2026-06-15,,,,3,,\ngpu,Acme,,,,,,,100\n"
     # Each of the two parts is metered alike: (1 + 2) x 1 + 10 x 2, and (1 + 2) x 3 + 10 x 2.
     assert monthly(run(prices=prices, partner=used)) == ["gpu minimum 100 48.00"]
+
+
+def test_a_parameter_may_be_called_month(run: Run) -> None:
+    month = {"name": "month", "is_label": False, "usage": "10.00h"}
+    used = partner([instance("1", parameters=[month])])
+    rows = run(prices=f"{BOOK}gpu,,,,,,1,,\ngpu,,,,month,,2,,\n", partner=used).rows
+    assert [row["usage_hours"] for row in rows] == ["1.00", "10.00"]
 
 
 def test_unpriced_usage_counts_as_nothing_and_is_reported(run: Run) -> None:
@@ -233,14 +249,29 @@ def test_a_fee_is_billed_for_a_calendar_month_only(
         assert (result.status, left_out) == (0, [])
     else:
         assert result.status == 3
-        assert [
-            "line 4: minimum * of Beta" in left_out[0],
-            "line 2: fee gold of Acme" in left_out[1],
-        ] == [True] * 2
+        named = ["line 2: the fee gold of Acme", "line 4: the minimum * of Beta"]
+        assert [name for name, each in zip(named, left_out) if name not in each] == []
         check = run(
             "--check", *flags.split(), now=f"{now}T00:00:00Z", prices=lines, partner=partner()
         )
         assert (check.status, check.warnings) == (3, left_out)
+
+
+def test_each_fee_in_force_that_is_left_out_is_named(run: Run) -> None:
+    lines = (
+        "gold,Acme,2026-03-01,2026-04-01,,,,1,\ngold,Acme,2026-04-01,2026-05-01,,,,2,\n"
+        "gold,Acme,2026-05-01,,,,,3,\ngold,Acme,2026-06-01,,,,,4,\ngold,Beta,,,,,,5,\n"
+    )
+    for flags, numbers in (("", "2346"), ("--org=Acme", "234"), ("--org=Acme --check", "234")):
+        period = ("--from=2026-03-01", "--to=2026-06-01")
+        result = run(*period, *flags.split(), prices=BOOK + lines, partner=partner())
+        assert (result.status, re.findall(r"line (\d)", result.stderr)) == (3, [*numbers])
+
+
+def test_days_are_no_month_even_if_they_are_as_long(run: Run) -> None:
+    result = run(prices=f"{BOOK}gold,Acme,,,,,,1,\n", partner=partner(), BILLING_MONTH="")
+    assert "2026-06-01T00:00:00Z to 2026-07-01T00:00:00Z" in result.stdout
+    assert (result.status, result.rows) == (3, [])
 
 
 def test_fees_never_split_a_period(run: Run) -> None:
@@ -262,11 +293,14 @@ def test_fees_never_split_a_period(run: Run) -> None:
             "give one of hourly_rate, monthly_rate, monthly_minimum",
         ),
         "two monthly": ("gpu,Acme,,,,,,1,2", "give one of"),
-        "everyone's fee": ("gold,,,,,,,1,", "needs an organization"),
-        "everyone's minimum": ("gpu,,,,,,,,1", "needs an organization"),
-        "a dimension": ("gpu,Acme,,,GPU,,,1,", "no dimension"),
-        "the dimension of an instance": ("gpu,Acme,,,instance,,,1,", "no dimension"),
-        "a profile type": ("gpu,Acme,,,,compute,,,1", "no profile_type"),
+        "everyone's fee": ("gold,,,,,,,1,", "organization '' is not"),
+        "everyone's minimum": ("gpu,,,,,,,,1", "needed for a monthly_minimum"),
+        "a dimension": ("gpu,Acme,,,GPU,,,1,", "dimension 'GPU' is not blank"),
+        "the dimension of an instance": (
+            "gpu,Acme,,,instance,,,1,",
+            "dimension 'instance' is not blank",
+        ),
+        "a profile type": ("gpu,Acme,,,,compute,,,1", "profile_type 'compute' is not possible"),
         "an hourly price of all": ("*,Acme,,,,,1,,", "profile '*' is not"),
         "a fee of all": ("*,Acme,,,,,,1,", "profile '*' is not"),
         "a sign": ("gold,Acme,,,,,,-1,", "monthly_rate '-1' is not a plain decimal"),
@@ -275,15 +309,15 @@ def test_fees_never_split_a_period(run: Run) -> None:
         "zeros": ("gpu,Acme,,,,,,,1.000", "decimals"),
         "inside a month": (
             "gold,Acme,2026-06-02,,,,,1,",
-            "effective_from of a monthly price must be",
+            "effective_from '2026-06-02' is not the first moment of a month",
         ),
         "the last day": (
             "gpu,Acme,,2026-06-30,,,,,1",
-            "effective_to of a monthly price",
+            "effective_to '2026-06-30' is not",
         ),
         "a month elsewhere": (
             "gold,Acme,2026-06-01T00:00Z,,,,,1,",
-            "effective_from of a monthly price",
+            "in Europe/Berlin",
         ),
         "the end of time": ("gold,Acme,,9999-12-31T23:59Z,,,,1,", "out of range"),
         "two fees": ("s,acme,,,,,,2,", "line 2 already"),

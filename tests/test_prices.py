@@ -207,7 +207,7 @@ def test_each_of_many_bad_lines_is_reported(run: Run) -> None:
 
 
 def test_the_shipped_book_prices_everything_of_the_small_partner(run: Run) -> None:
-    result = run(partner=None, prices=None)
+    result = run("--month=2026-06", partner=None, prices=None)
     assert (result.status, result.warnings) == (0, [])
     assert all(row["billing_rate"] and row["billing_amount"] for row in result.rows)
     assert {"instance", "CPU", "storage_size", "month"} == {row["dimension"] for row in result.rows}

@@ -45,10 +45,10 @@ ROWS = st.tuples(*map(st.sampled_from, ["123", NAMES, KINDS, NAMES, NAMES, "12"]
 def bill(run: Run, directory: Path) -> Run:
     """Return `run` with a directory that is empty each time."""
 
-    def bill(**more: Any) -> Result:
+    def bill(*flags: str, **more: Any) -> Result:
         for path in directory.iterdir():
             path.unlink()
-        return run(**more)
+        return run(*flags, **more)
 
     return bill
 
@@ -92,7 +92,7 @@ def test_an_organization_pays_the_larger_of_usage_and_minimum(
         prices += [f"p{n},Acme,{rate},\n", f"p{n},Acme,,{minimum:f}\n"]
         records.append(usage("o1", f"{n}", f"p{n}", f"{hours}h"))
     partner = Partner([organization("o1", "Acme")], fixed(compute=records))
-    rows = bill(prices="".join(prices), partner=partner).rows
+    rows = bill("--month=2026-06", prices="".join(prices), partner=partner).rows
     for n, (hours, _, minimum) in enumerate(profiles):
         paid = [Decimal(row["billing_amount"]) for row in rows if row["profile"] == f"p{n}"]
         used = [row for row in rows if row["profile"] == f"p{n}" and row["charge"] == "usage"]
