@@ -53,13 +53,12 @@ import time
 import zoneinfo
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, TextIO
 
 import requests
@@ -1109,11 +1108,11 @@ class Bill(NamedTuple):
 
 # Files
 
-COLUMNS = (
-    "organization organization_id external_id project profile_type profile instance instance_id "
-    "status created_at parameters period_start period_end charge dimension usage_hours "
-    "billing_rate billing_amount currency"
-).split()
+HEADER = (
+    "organization,organization_id,external_id,project,profile_type,profile,instance,instance_id,"
+    "status,created_at,parameters,period_start,period_end,charge,dimension,usage_hours,"
+    "billing_rate,billing_amount,currency\n"
+)
 
 
 def format_hours(hours: Decimal) -> str:
@@ -1122,28 +1121,23 @@ def format_hours(hours: Decimal) -> str:
     return f"{whole}.{fraction.rstrip('0'):0<2}"
 
 
+@lru_cache(maxsize=10_000)
 def text_cell(text: str) -> str:
     """Return a text on one line that no spreadsheet takes for a formula."""
     text = text if text.isprintable() else CONTROL.sub(" ", text)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-shared_cell = lru_cache(maxsize=10_000)(text_cell)  # of what many lines have in common
-
-
 def format_line(line: Line, currency: str) -> tuple[str, ...]:
     """Return the cells of a line, one for each column."""
     record, owner = line.record, line.record.organization
     return (
-        *map(shared_cell, (owner.name, owner.id, owner.external_id)),
-        *map(shared_cell, (record.project, record.kind, record.profile)),
-        *map(text_cell, (record.instance, record.instance_id)),
-        shared_cell(record.status),
-        record.created_at,
-        text_cell(record.parameters),
+        *map(text_cell, (owner.name, owner.id, owner.external_id)),
+        *map(text_cell, (record.project, record.kind, record.profile)),
+        *map(text_cell, (record.instance, record.instance_id, record.status)),
+        *map(text_cell, (record.created_at, record.parameters)),
         *map(format_moment, record.period),
-        line.charge,
-        shared_cell(line.dimension),
+        *map(text_cell, (line.charge, line.dimension)),
         format_hours(line.hours) if line.charge == USAGE else "",
         f"{line.price.rate:f}" if line.price else "",
         "" if line.amount is None else f"{line.amount:f}",
@@ -1152,61 +1146,53 @@ def format_line(line: Line, currency: str) -> tuple[str, ...]:
 
 
 def write_files(bill: Bill, now: datetime) -> list[str]:
-    """Write the raw and the sorted file, or neither; return their paths; raises Failure."""
-    settings, lines = bill.book.settings, bill.lines
-    directory, currency = settings.output_dir, settings.currency
+    """Write the raw and the sorted file, or neither; return what they are; raises Failure."""
+    directory, currency = bill.book.settings.output_dir, bill.book.settings.currency
+    temp = Path(directory, f".ncp-metrics-{random.getrandbits(64):016x}")
+    create = partial(open, mode="x+", encoding="utf-8", newline="\n")
     sort_key = attrgetter("project", "kind", "profile", "instance", "instance_id", "period")
-    places: dict[tuple[str, str], list[int]] = defaultdict(list)  # of the lines of organizations
-    scratch = Path(directory, f".ncp-metrics-{random.getrandbits(64):016x}")
-    encoder = SimpleNamespace(write=lambda text: text.encode("utf-8", "replace"))
-    row = csv.writer(encoder, lineterminator="\n").writerow  # returns what `write` returns
+    groups = []  # of lines, one for each organization, and where they begin in the raw file
     try:
-        scratch.mkdir(mode=0o700)
-        names = scratch / "ncp-metrics", scratch / "ncp-metrics-sorted"
-        with open(names[0], "xb+") as raw, open(names[1], "xb") as in_order:
-            offsets = [raw.write(row(COLUMNS))]
-            in_order.write(row(COLUMNS))
-            for place, line in enumerate(lines):
-                owner = line.record.organization
-                places[owner.name.casefold(), owner.id].append(place)
-                offsets.append(offsets[-1] + raw.write(row(format_line(line, currency))))
-            raw.flush()
-            for key in sorted(places):  # one by one, since the keys below take much memory
-                for place in sorted(places[key], key=lambda place: sort_key(lines[place].record)):
-                    begin, end = offsets[place], offsets[place + 1]
-                    in_order.write(os.pread(raw.fileno(), end - begin, begin))
+        temp.mkdir(mode=0o700)
+        with create(temp / "ncp-metrics") as raw, create(temp / "ncp-metrics-sorted") as in_order:
+            raw.write(HEADER)
+            in_order.write(HEADER)
+            rows = csv.writer(raw, lineterminator="\n")
+            for owner, own in itertools.groupby(bill.lines, attrgetter("record.organization")):
+                groups.append((owner.name.casefold(), owner.id, raw.tell(), list(own)))
+                rows.writerows(format_line(line, currency) for line in groups[-1][-1])
+            for _, _, begin, lines in sorted(groups):
+                raw.seek(begin)
+                pairs = sorted(zip(lines, raw), key=lambda pair: sort_key(pair[0].record))
+                in_order.writelines(text for _, text in pairs)
             for file in (raw, in_order):
                 file.flush()
                 os.fsync(file.fileno())
         handle_signals(stopping=False)  # from here on, a signal changes neither files nor status
-        return publish(scratch, now)
+        return publish(temp, now)
     except OSError as error:
         raise Failure(f"cannot write to {directory}: {error.strerror}: no file written") from None
     finally:
         handle_signals(stopping=False)
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(temp, ignore_errors=True)
 
 
-def publish(scratch: Path, now: datetime) -> list[str]:
+def publish(temp: Path, now: datetime) -> list[str]:
     """Give the files their names, of the first second from now on that is free for all."""
     paths: dict[Path, Path] = {}
-    try:
-        for file in sorted(scratch.iterdir()):
-            path = scratch.with_name(f"{file.name}-{now:%m%d%Y-%H%M%S}.csv")
+    with suppress(FileExistsError), ExitStack() as undo:
+        for file in sorted(temp.iterdir()):
+            path = paths[file] = temp.with_name(f"{file.name}-{now:%m%d%Y-%H%M%S}.csv")
             try:
                 os.link(file, path)
             except OSError:  # it exists, or there are no hard links here: claim it
                 path.touch(exist_ok=False)
-            paths[file] = path
+            undo.callback(path.unlink)
         for file, path in paths.items():
             os.replace(file, path)  # changes nothing for two links to one file
-    except OSError as error:
-        for path in paths.values():
-            path.unlink()
-        if not isinstance(error, FileExistsError):
-            raise
-        return publish(scratch, now + timedelta(seconds=1))
-    return list(map(str, paths.values()))
+        undo.pop_all()
+        return [f"File: {path}" for path in paths.values()]
+    return publish(temp, now + timedelta(seconds=1))
 
 
 # Screen
@@ -1362,8 +1348,7 @@ def run(
     unbilled = [*bill.unpriced(), *bill.book.unknown, *bill.left_out(), *unused]
     screen.say(*bill.doubts(), *unbilled, about="warning")
     summary = [*bill.summary(), *notes, note, *audit(book)]
-    raw, in_order = write_files(bill, now)
-    return 3 if unbilled else 0, [*summary, f"Raw file: {raw}", f"Sorted file: {in_order}"]
+    return 3 if unbilled else 0, [*summary, *write_files(bill, now)]
 
 
 def main(
