@@ -1203,13 +1203,11 @@ class Screen:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.quiet = False
-        self.drawn = False  # a progress line
         keys = {environ.get(n, "").strip() for n in ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY")}
         # Each character of a key may also be JSON-escaped or percent-encoded.
         char = r"(?:\\{{0,9}}(?:{0}|u00(?i:{1:02x}))|%(?:25)*(?i:{1:02x}))"
-        in_order = sorted(filter(None, keys), key=len, reverse=True)
-        hidden = ["".join(char.format(re.escape(c), ord(c)) for c in key) for key in in_order]
-        self.secrets = re.compile("|".join(hidden) or "(?!)")
+        hidden = ["".join(char.format(re.escape(c), ord(c)) for c in key) for key in keys if key]
+        self.secrets = re.compile("|".join(sorted(hidden, key=len, reverse=True)) or "(?!)")
 
     def redact(self, text: str) -> str:
         """Return a text without API keys, nor what steers a terminal; before it is cut short."""
@@ -1218,29 +1216,21 @@ class Screen:
 
     def say(self, *texts: str, about: str = "") -> None:
         """Print texts: on stderr if they are about a warning or error, else on stdout."""
-        if self.drawn:
-            self._write(sys.stderr, "\r\x1b[K")
-            self.drawn = False
-        if about or not self.quiet:
-            begin = f"ncp_metrics: {about}: " if about else ""
-            shown = "".join(f"{begin}{self.redact(text)}\n" for text in texts)
-            self._write(sys.stderr if about else sys.stdout, shown)
+        self.progress("")
+        stream, begin = (sys.stderr, f"ncp_metrics: {about}: ") if about else (sys.stdout, "")
+        if stream and (about or not self.quiet):
+            self._write(stream, "".join(f"{begin}{self.redact(text)}\n" for text in texts))
 
     def progress(self, text: str) -> None:
         """Rewrite the progress line, on a terminal only."""
-        if self.quiet or not sys.stderr or not sys.stderr.isatty():
-            return
-        self.drawn = True
-        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        self._write(sys.stderr, f"\r\x1b[K{self.redact(text)[: width - 1]}")
+        if not self.quiet and sys.stderr and sys.stderr.isatty():
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            self._write(sys.stderr, f"\r\x1b[K{self.redact(text)[: width - 1]}")
 
-    def _write(self, stream: TextIO | None, text: str) -> None:
+    def _write(self, stream: TextIO, text: str) -> None:
         """Write, whether or not anybody reads it: what was written to disk stands either way."""
-        if not stream:
-            return
         try:  # a locale may lack letters
-            encoding = stream.encoding or "utf-8"
-            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
             stream.flush()
         except (OSError, Stopped) as error:
             # What is left in the buffer must neither fail nor wait again when Python ends.
@@ -1269,7 +1259,7 @@ def handle_signals(stopping: bool) -> None:
     def handle(number: int, _frame: object) -> None:
         if stopping:
             handle_signals(stopping=False)  # let no further signal disturb the end
-            raise Stopped(number)
+            raise Stopped(signal.Signals(number))
 
     for each in SIGNALS:
         if signal.getsignal(each) is not signal.SIG_IGN:
@@ -1372,9 +1362,8 @@ def main(
         handle_signals(stopping=False)
     except Stopped as stopped:
         if status is None:  # otherwise the run had ended
-            status = 128 + int(stopped.args[0])
-            name = signal.Signals(stopped.args[0]).name
-            screen.say(f"stopped by {name}: no file was written", about="error")
+            status = 128 + stopped.args[0]
+            screen.say(f"stopped by {stopped.args[0].name}: no file was written", about="error")
     finally:
         for each in SIGNALS:  # Python would give each its default action back
             signal.signal(each, signal.SIG_IGN)
