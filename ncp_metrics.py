@@ -1243,10 +1243,8 @@ def audit(book: PriceBook) -> list[str]:
     """Return what an auditor asks for."""
     return [
         f"Period: {' to '.join(map(format_moment, book.period))} (excluded)",
-        f"Time zone: {book.settings.timezone}",
-        f"Price book: {book.path}, prices: {len(book.prices)}",
-        f"SHA-256 of the price book: {book.sha256}",
-        f"Version: {VERSION}",
+        f"Time zone: {book.settings.timezone}, version: {VERSION}",
+        f"Price book: {book.path}, prices: {len(book.prices)}, SHA-256: {book.sha256}",
     ]
 
 
@@ -1273,10 +1271,8 @@ def read_bill(client: Client, raw_book: PriceBook) -> tuple[Bill, str]:
     owners = choose(settings.organizations, listed)
     book = resolve(raw_book, listed)
     usage = read_usage(client, owners, book)
-    note = "Not reconciled with the partner-wide usage: RECONCILE is 0"
-    if settings.organizations:
-        note = f"Partial bill: {len(owners)} of {len(listed)} organizations; not reconciled"
-    elif settings.reconcile:
+    note = f"{'Partial bill' if settings.organizations else 'Bill'}, not reconciled"
+    if settings.reconcile and not settings.organizations:
         differ = [k for k in KINDS if count_records(usage, k, period) != totals.get(k)]
         wholes = read_lists(client, [Listing(kind, period) for kind in differ])
         named = {r.organization.id: r.organization for rows in wholes.values() for r in rows}
@@ -1285,14 +1281,13 @@ def read_bill(client: Client, raw_book: PriceBook) -> tuple[Bill, str]:
         book = resolve(raw_book, owners)
         usage.update(read_usage(client, unlisted, book))
         reconcile(client, usage, wholes)
-        for each in unlisted:
-            client.screen.say(f"{each} is not listed but has usage: it is billed", about="warning")
+        billed = [f"{each} is not listed but has usage: it is billed" for each in unlisted]
+        client.screen.say(*billed, about="warning")
         counted = sum(count_records(usage, kind, period) for kind in KINDS)
         note = f"Reconciled with the partner-wide usage: {counted} records"
     lines: list[Line] = []
     for owner, listings in itertools.groupby(usage, attrgetter("organization")):
-        records = itertools.chain.from_iterable(usage[each] for each in listings)
-        lines += bill_owner(owner, records, book)
+        lines += bill_owner(owner, itertools.chain(*map(usage.__getitem__, listings)), book)
     return Bill(book, owners, lines), note
 
 

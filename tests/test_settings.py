@@ -187,7 +187,7 @@ def test_org_makes_a_partial_bill_of_names_and_ids(run: Run, flags: str, billed:
     result = run(*flags.split(), partner=TENANTS)
     assert (result.status, result.stderr) == (0, "")  # not reconciled: no word of "unlisted"
     assert [row["organization_id"] for row in result.rows] == billed.split()
-    assert "partial" in result.stdout
+    assert "Partial bill" in result.stdout
 
 
 @pytest.mark.parametrize(
