@@ -56,7 +56,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from contextlib import ExitStack, closing, suppress
 from datetime import datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from functools import lru_cache, partial, reduce
+from functools import lru_cache, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -987,7 +987,7 @@ def bill_owner(owner: Organization, records: Iterable[Record], book: PriceBook) 
     for record in records:
         for dimension, hours in ((INSTANCE, record.hours), *record.quantities):
             price = find(owner.id, record.kind, (record.profile, dimension), record.period.start)
-            amount = EXACT.quantize(EXACT.multiply(hours, price.rate), unit) if price else None
+            amount = (hours * price.rate).quantize(unit) if price else None
             lines.append(Line(record, USAGE, dimension, hours, price, amount))
     same = (book.index.get((charge, owner.id), {}).values() for charge in (FEE, MINIMUM))
     latest = [prices[max(prices)] for prices in itertools.chain.from_iterable(same)]
@@ -996,15 +996,15 @@ def bill_owner(owner: Organization, records: Iterable[Record], book: PriceBook) 
     billed: dict[str, Decimal] = defaultdict(Decimal)  # without fees, by profile and for ALL
     for line in lines:
         for profile in (line.record.profile, ALL):
-            billed[profile] = EXACT.add(billed[profile], line.amount or 0)
+            billed[profile] += line.amount or 0
     # The minimum for ALL comes last: it counts what the others add.
     for each in sorted(latest, key=lambda price: (price.profile == ALL, price.line)):
-        amount = EXACT.quantize(each.rate, unit)
+        amount = each.rate.quantize(unit)
         if each.charge == MINIMUM:
-            amount = EXACT.subtract(amount, billed[each.profile])
+            amount -= billed[each.profile]
             if amount <= 0:
                 continue
-            billed[ALL] = EXACT.add(billed[ALL], amount)
+            billed[ALL] += amount
         record = Record(owner, "", month, each.profile)
         lines.append(Line(record, each.charge, "month", NO_HOURS, each, amount))
     return lines
@@ -1019,61 +1019,55 @@ class Bill(NamedTuple):
 
     def unpriced(self) -> list[str]:
         """Return a warning for each profile and dimension with usage that has no price."""
-        unpriced: dict[Thing, list[Decimal]] = defaultdict(list)
+        unpriced: dict[Thing, Decimal] = defaultdict(Decimal)
         for line in self.lines:
             if not line.price and line.hours:
-                unpriced[line.record.profile, line.dimension].append(line.hours)
+                unpriced[line.record.profile, line.dimension] += line.hours
         return [
-            f"{dimension} of profile {profile} has no price: "
-            f"{format_hours(reduce(EXACT.add, hours))} hours are not billed"
+            f"{dimension} of {profile} has no price: {format_hours(hours)} hours are not billed"
             for (profile, dimension), hours in unpriced.items()
         ]
 
     def parameters(self) -> tuple[list[str], list[str]]:
         """Return warnings of prices of parameters that no record has, and which only some have."""
-        book, warnings, notes = self.book, [], []
-        could: Counter[Price] = Counter()  # records that a price could bill
-        found = Counter(line.price for line in self.lines if line.dimension != INSTANCE)
+        book, warnings, notes, billable = self.book, [], [], Counter[Price]()
+        billed = Counter(line.price for line in self.lines if line.dimension != INSTANCE)
         group_of = attrgetter("organization.id", "kind", "profile", "period")
         records = (line.record for line in self.lines if line.dimension == INSTANCE)
         groups = Counter(map(group_of, records if any(book.parameters.values()) else ()))
         for (owner, kind, profile, period), number in groups.items():
             for name in book.priced(owner, kind, profile):
                 price = book.find(owner, kind, (profile, name), period.start)
-                could.update({price: number} if price else {})
-        for price, number in sorted(could.items()):
-            if not found[price]:
-                missing = f"no record of {price.profile} has a parameter {price.dimension}"
-                warnings.append(f"{book.path}: line {price.line}: {missing}: nothing is billed")
-            elif found[price] < number:
-                some = f"{found[price]} of {number} records"
-                notes.append(f"{price.dimension} of {price.profile}: {some}")
+                billable.update({price: number} if price else {})
+        for price, number in sorted(billable.items()):
+            text = f"{price.dimension} of {price.profile}: {billed[price]} of {number} records"
+            if not billed[price]:
+                warnings.append(f"{book.path}: line {price.line}: nothing to bill: {text}")
+            elif billed[price] < number:
+                notes.append(text)
         return warnings, notes
 
     def left_out(self) -> list[str]:
         """Return a warning for each fee and minimum in force if the period is not a month."""
-        names = {} if self.book.settings.month else {o.id: o.name for o in self.organizations}
+        owners = {each.id for each in self.organizations if not self.book.settings.month}
         return [
-            f"{self.book.path}: line {p.line}: the {p.charge} {p.profile} of "
-            f"{names[p.organization]} is left out: the period is not a calendar month"
+            f"{self.book.path}: line {p.line}: no {p.charge} {p.profile}: not a calendar month"
             for p in self.book.prices
-            if p.charge != USAGE and p.organization in names
+            if p.charge != USAGE and p.organization in owners
         ]
 
     def doubts(self) -> list[str]:
         """Return warnings that leave the status: too many hours, and a month not yet over."""
         (start, end), month = self.book.period, self.book.settings.month
-        doubts, over = list[str](), list[str]()
-        length = Decimal((end - start) // timedelta(seconds=1)) / 3600
-        records = (line.record for line in self.lines if line.dimension == INSTANCE)
-        for _, own in itertools.groupby(records, attrgetter("organization.id")):
+        doubts, over, seconds = list[str](), list[str](), (end - start) // timedelta(seconds=1)
+        for _, own in itertools.groupby(self.lines, attrgetter("record.organization")):
             hours: dict[str, Decimal] = defaultdict(Decimal)
-            for record in own:
-                hours[record.instance_id] += record.hours - ROUNDING
-            over += [instance for instance, total in hours.items() if total > length]
+            for line in own:
+                if line.dimension == INSTANCE:
+                    hours[line.record.instance_id] += line.hours - ROUNDING
+            over += [instance for instance, total in hours.items() if total * 3600 > seconds]
         if over:
-            instances = f"{', '.join(over[:5])}; instances: {len(over)}"
-            doubts.append(f"more hours than the period has: check {instances}")
+            doubts.append(f"more hours than the period has: {len(over)}: {', '.join(over[:5])}")
         if month and month.end > end:
             doubts.append(f"the bill is provisional: the month ends after {format_moment(end)}")
         return doubts
@@ -1082,28 +1076,29 @@ class Bill(NamedTuple):
         """Return the table of organizations that are billed, and what the total is made of."""
         currency, everybody = self.book.settings.currency, len(self.organizations)
         zero = 0 * MINOR_UNITS[currency]
-        figures: dict[str, Sequence[Decimal]] = {}
+        figures: dict[str, Sequence[Decimal | int]] = {}
         for owner, own in itertools.groupby(self.lines, attrgetter("record.organization")):
             lines = list(own)
             instances = Decimal(len({x.record.instance_id for x in lines} - {""}))
-            hours = reduce(EXACT.add, (x.hours for x in lines if x.dimension == INSTANCE), NO_HOURS)
-            amount = reduce(EXACT.add, (x.amount or 0 for x in lines), zero)
-            figures[str(owner)] = instances, hours, amount
-        total = [
-            reduce(EXACT.add, column)
-            for column in zip((Decimal(0), NO_HOURS, zero), *figures.values())
-        ]
-        rows = [["Organization", "Instances", "Hours", f"Amount ({currency})"]]
-        rows += [[n, *map("{:,f}".format, row)] for n, row in (*figures.items(), ("Total", total))]
-        widths = [max(map(len, column)) for column in zip(*rows)]
+            hours = sum((x.hours for x in lines if x.dimension == INSTANCE), NO_HOURS)
+            figures[str(owner)] = instances, hours, sum((x.amount or 0 for x in lines), zero)
         idle = everybody - sum(1 for instances, *_ in figures.values() if instances)
+        figures["Total"] = [*map(sum, zip((Decimal(0), NO_HOURS, zero), *figures.values()))]
         paid = {c: [x.amount or zero for x in self.lines if x.charge == c] for c in (FEE, MINIMUM)}
+        rows = [["Organization", "Instances", "Hours", f"Amount ({currency})"]]
+        rows += [[name, *map("{:,f}".format, row)] for name, row in figures.items()]
         return [
-            *("  ".join([n.ljust(widths[0]), *map(str.rjust, r, widths[1:])]) for n, *r in rows),
+            *align(rows),
             "",
-            *(f"Of the total, {c}s: {reduce(EXACT.add, x):,f}" for c, x in paid.items() if x),
+            *(f"Of the total, {c}s: {sum(x, zero):,f}" for c, x in paid.items() if x),
             f"Organizations without usage: {idle} of {everybody}",
         ]
+
+
+def align(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a table as text: what its rows are about on the left, figures on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join([n.ljust(widths[0]), *map(str.rjust, r, widths[1:])]) for n, *r in rows]
 
 
 # Files
@@ -1348,6 +1343,7 @@ def main(
         try:
             handle_signals(stopping=True)
             gc.set_threshold(100_000)  # records hold no cycles: seldom look for them
+            decimal.setcontext(EXACT)  # of this thread, which does all sums of money
             status, summary = run(argv, environ, clock().astimezone(timezone.utc), screen)
             handle_signals(stopping=True)  # a summary that nobody reads can be interrupted
             screen.say(*summary)

@@ -34,20 +34,24 @@ def metered(*parameters: Any, hours: str = "10h", name: str = "i", **more: Any) 
     ("prices", "records", "warnings"),
     [
         ("gpu,,,,,1", [metered()], []),
-        ("", [metered()], ["instance of profile gpu has no price: 10.00 hours"]),
+        ("", [metered()], ["instance of gpu has no price: 10.00 hours"]),
         ("gpux1,,,,,1", [usage("o1", "i", "gpux", "1h")], ["gpux has no price"]),
         ("", [metered(hours="0h")], []),
         ("", [metered(hours="0h"), metered(name="j")], ["has no price: 10.00 hours"]),
         ("gpu,,,,,0", [metered()], []),
         ("gpu,,,,,1\nx,,Aa,,,1", [metered()], ["line 3: organization 'Aa' is not listed"]),
         ("gpu,,,,,1\nx,,B,2026-07-01,,1\nx,,B,,2026-06-01,1", [metered()], []),
-        ("gpu,,,,,1\ngpu,CPU,,,,1", [metered(GPU)], ["line 3: no record of gpu has a parameter"]),
+        (
+            "gpu,,,,,1\ngpu,CPU,,,,1",
+            [metered(GPU)],
+            ["line 3: nothing to bill: CPU of gpu: 0 of 1 records"],
+        ),
         ("gpu,,,,,1\ngpu,CPU,,2026-07-01,,1\nother,CPU,,,,1", [metered(GPU)], []),
         ("gpu,,,,,1\ngpu,GPU,,,,1", [metered(GPU), metered(name="j")], []),
         (
             "gpu,,,,,1\ngpu,disk,,2026-06-11,,1",
             [metered(DISK)],
-            ["disk of profile gpu has no price: 1200.00 hours are not billed"],
+            ["disk of gpu has no price: 1200.00 hours are not billed"],
         ),
     ],
 )
@@ -77,7 +81,7 @@ def test_more_hours_than_the_period_are_a_warning(run: Run, hours: list[str], st
     records = [metered(hours=each, profile_id=str(n)) for n, each in enumerate(hours)]
     result = run(prices=f"{BOOK}gpu,,,,,1\n", partner=partner(*records))
     assert (result.status, len(result.warnings)) == (0, status)
-    assert all("more hours than the period has: check id-i;" in each for each in result.warnings)
+    assert all("more hours than the period has: 1: id-i" in each for each in result.warnings)
 
 
 def test_cells_are_one_line_and_no_formulas_and_hours_are_exact(run: Run) -> None:

@@ -249,7 +249,7 @@ def test_a_fee_is_billed_for_a_calendar_month_only(
         assert (result.status, left_out) == (0, [])
     else:
         assert result.status == 3
-        named = ["line 2: the fee gold of Acme", "line 4: the minimum * of Beta"]
+        named = ["line 2: no fee gold: not", "line 4: no minimum *: not"]
         assert [name for name, each in zip(named, left_out) if name not in each] == []
         check = run(
             "--check", *flags.split(), now=f"{now}T00:00:00Z", prices=lines, partner=partner()

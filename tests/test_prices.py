@@ -435,4 +435,4 @@ def test_unpriced_usage_stays_in_the_files_and_is_reported(
     assert result.status == 3
     assert cells(result, "organization_id", *AMOUNT)[0] == f"{ACME} 20.75  "
     [warning] = result.warnings
-    assert [each for each in ["profile vm", *fragments] if each not in warning] == []
+    assert [each for each in ["of vm has", *fragments] if each not in warning] == []
