@@ -5,9 +5,6 @@
 # ///
 """Bill the usage metered by a Rafay partner, and fees, as two CSV files.
 
-for example:
-  ncp_metrics.py --month last --output-dir /srv/billing
-
 settings and their defaults, by environment or flag (which wins):
 {settings}
   --from, --to               ISO 8601 dates or times, the end excluded
@@ -75,36 +72,28 @@ INSTANCE = "instance"  # the dimension that every instance has: its own hours
 USAGE_PATH = "/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{}/usage"
 ORGANIZATIONS_PATH = "/auth/v1/organizations"
 PAGE_SIZE = 400  # rows; what Rafay's own API collection asks for
-CONNECT_SECONDS = 10.0
-READ_SECONDS = 60.0  # of silence; a call in Rafay's documents took 2.7 s
-ATTEMPTS = 6
-BACKOFF_SECONDS = 0.5  # before the second attempt, doubled before each further one
+CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0  # of silence; a call in Rafay's documents took 2.7 s
+ATTEMPTS, BACKOFF_SECONDS = 6, 0.5  # before the second, doubled before each further one
 RETRY_AFTER_SECONDS = 30.0  # the longest Retry-After that is obeyed
 SILENCE_SECONDS = 900.0  # without an answer to any request
 STEP_SECONDS = 0.5  # the longest wait in one go: a signal just before it is handled after it
-MAX_ANSWER_BYTES = 64 * 2**20
-MAX_PAGES = 10_000  # of one list
+MAX_PAGES, MAX_ANSWER_BYTES = 10_000, 64 * 2**20  # of one list; of one page
 MAX_INSTANCE_HOURS = Decimal(10**6)  # a century: a defect, not usage
 MAX_QUANTITY_HOURS = Decimal(10**21)  # quantities may be metered in bytes
-MAX_HINTS = 5  # at the nearest name: each search is slow
-MAX_QUOTE = 300  # characters of a server's text in a message
-CURRENCIES = {  # of ISO 4217, by the digits of their minor unit
-    0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
-    2: """
-AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE
-CHF CHW CNY COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD
-HKD HNL HTG HUF IDR ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK
-MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD
-RUB SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH
-USD USN UYU UZS VED VES WST XAD XCD XCG YER ZAR ZMW ZWG""",
-    3: "BHD IQD JOD KWD LYD OMR TND",
-    4: "CLF UYW",
-}
-MINOR_UNITS = {c: Decimal(1).scaleb(-n) for n, codes in CURRENCIES.items() for c in codes.split()}
+MAX_HINTS, MAX_QUOTE = 5, 300  # nearest names, slow to find; characters of a server's text
+# Of ISO 4217, with the digits of their minor unit where these are not 2.
+CURRENCIES = """
+AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD3 BIF0 BMD BND BOB BOV BRL BSD BTN BWP BYN BZD
+CAD CDF CHE CHF CHW CLF4 CLP0 CNY COP COU CRC CUP CVE CZK DJF0 DKK DOP DZD EGP ERN ETB EUR FJD FKP
+GBP GEL GHS GIP GMD GNF0 GTQ GYD HKD HNL HTG HUF IDR ILS INR IQD3 IRR ISK0 JMD JOD3 JPY0 KES KGS KHR
+KMF0 KPW KRW0 KWD3 KYD KZT LAK LBP LKR LRD LSL LYD3 MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN
+MXV MYR MZN NAD NGN NIO NOK NPR NZD OMR3 PAB PEN PGK PHP PKR PLN PYG0 QAR RON RSD RUB RWF0 SAR SBD
+SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND3 TOP TRY TTD TWD TZS UAH UGX0
+USD USN UYI0 UYU UYW4 UZS VED VES VND0 VUV0 WST XAD XAF0 XCD XCG XOF0 XPF0 YER ZAR ZMW ZWG"""
+MINOR_UNITS = {c[:3]: Decimal(1).scaleb(-int(c[3:] or 2)) for c in CURRENCIES.split()}
 # Wide enough for every sum and product: only `billing_amount` rounds money.
 EXACT = decimal.Context(prec=1_000_000, rounding=decimal.ROUND_HALF_UP)
-NO_HOURS = Decimal("0.00")
-ROUNDING = Decimal("0.01")  # hours by which the usage of a record may be rounded up
+NO_HOURS, ROUNDING = Decimal("0.00"), Decimal("0.01")  # the most a record may be rounded up
 LABEL = re.compile(r"[0-9]{1,21}(\.[0-9]+)?")
 HOURS = re.compile(r"-?[0-9]+(\.[0-9]+)?h")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # or not a character
