@@ -98,7 +98,8 @@ LABEL = re.compile(r"[0-9]{1,21}(\.[0-9]+)?")
 HOURS = re.compile(r"-?[0-9]+(\.[0-9]+)?h")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # or not a character
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-LOOPBACK = re.compile(r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.I)
+PORT = r"(:([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]))?"
+LOOPBACK = re.compile(rf"https?://(localhost|127(\.\d{{1,3}}){{3}}|\[::1\]){PORT}", re.I)
 
 
 class Failure(Exception):
@@ -143,9 +144,6 @@ class Settings(NamedTuple):
 def read_url(text: str) -> str:
     """Return a console's URL without a trailing slash."""
     url = text.lower().removesuffix("/")
-    port = url.rpartition(":")[2]
-    if port.isdigit() and not 0 < int(port) < 65536:
-        raise ValueError("not a port of a host: give 1 to 65535")
     return url if "://" in url else f"https://{url}"
 
 
@@ -166,7 +164,7 @@ def read_directory(text: str) -> str:
 
 PRICING = str(Path(__file__).with_name("pricing.csv"))
 # http:// is for loopback only: an API key never crosses a network in clear.
-URL = rf"(?i:(https://)?([\w-]+(\.[\w-]+)*|\[[\da-f:.]+\])(:\d{{1,5}})?|{LOOPBACK.pattern})/?"
+URL = rf"(?i:(https://)?([\w-]+(\.[\w-]+)*|\[[\da-f:.]+\]){PORT}|{LOOPBACK.pattern})/?"
 ZONE = r"[A-Z][\w+-]*(/[\w+-]+)*"
 MONTH = "last|2[0-9]{3}-(0[1-9]|1[0-2])"
 DAYS = "[1-9][0-9]{0,2}|[12][0-9]{3}|3[0-5][0-9]{2}|36[0-4][0-9]|3650"
@@ -209,11 +207,11 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     try:
         flags, unknown = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:  # its message, and values below, may be API keys
-        flags, unknown = parser.parse_args([]), []
-        flags.problems.append(f"{error.argument_name}: needs a value, or takes none; see --help")
+        flags, unknown = parser.parse_args([]), str(error.argument_name).split("/")
     if unknown:
         names = re.findall("^--[a-z-]{1,20}(?==|$)", "\n".join(unknown), re.MULTILINE)
-        flags.problems.append(f"unknown argument {' '.join(names) or '(not shown)'}; see --help")
+        shown = " ".join(names) or "(not shown)"
+        flags.problems.append(f"{shown}: unknown, or a value is missing or too much; see --help")
     return flags
 
 
@@ -271,8 +269,7 @@ def choose_period(
         period = calendar_month(parse_moment("--month", f"{month}-01", zone), zone)
     if period.start >= min(period.end, now) or (from_to and period.end > now):
         start, end, at = map(format_moment, (*period, now))
-        reason = f"{end} is not after {start}, or is in the future: it is {at}"
-        raise ValueError(f"--month, --from, --to: {reason}")
+        raise ValueError(f"--month, --from, --to: {end} is not after {start}, or after now, {at}")
     whole = period if period == calendar_month(period.start, zone) else None
     return period._replace(end=min(period.end, now)), whole
 
@@ -294,12 +291,12 @@ def parse_moment(name: str, text: str, zone: tzinfo) -> datetime:
         local = local.replace(tzinfo=local.tzinfo or zone)
         if "T" not in text:  # where clocks go forward at midnight, the day begins an hour later
             local = tz.resolve_imaginary(local)
-        utc = local.astimezone(timezone.utc)
+        elif tz.datetime_ambiguous(local) or not tz.datetime_exists(local):  # the clocks change
+            raise ValueError
+        return local.astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        raise ValueError(f"{name} {text!r} is not like 2026-06-01 or 2026-06-01T00:00Z") from None
-    if "T" in text and (tz.datetime_ambiguous(local) or not tz.datetime_exists(local)):
-        raise ValueError(f"{name} {text!r}: the clocks change: add an offset, such as +02:00")
-    return utc
+        like = "like 2026-06-01, or like 2026-06-01T00:00 with an offset such as +02:00"
+        raise ValueError(f"{name} {text!r} is not {like}") from None
 
 
 @lru_cache(maxsize=1000)
