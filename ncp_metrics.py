@@ -312,9 +312,8 @@ USAGE, FEE, MINIMUM = "usage", "fee", "minimum"  # charges
 RATES = {"hourly_rate": USAGE, "monthly_rate": FEE, "monthly_minimum": MINIMUM}
 ALL = "*"  # the profile of a minimum for all profiles
 VALIDITY = {"effective_from": "1900-01-01", "effective_to": "9000-01-01"}
-IF_BLANK = {"dimension": INSTANCE, **VALIDITY}
-PRICE_COLUMNS = ["profile", *RATES, "organization", "profile_type", "currency", "description"]
-PRICE_COLUMNS += IF_BLANK
+TEXT_COLUMNS = ("profile", *RATES, "organization", "profile_type", "currency", "description")
+IF_BLANK = {**dict.fromkeys(TEXT_COLUMNS, ""), "dimension": INSTANCE, **VALIDITY}  # all columns
 
 
 class Price(NamedTuple):
@@ -389,8 +388,8 @@ def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        problems.append(f"{path}: {error.strerror}: see --pricing in --help")
-        return PriceBook(settings, "")
+        problem = f"{path}: {error.strerror}: see --pricing in --help"
+        raise Failure(*problems, problem, status=2) from None
     book = PriceBook(settings, hashlib.sha256(content).hexdigest())
     # Line by line: no cell may hold a line break, and a stray quote must not swallow prices.
     lines = re.split(r"\r\n|\n|\r", content.decode("utf-8-sig", "surrogateescape"))
@@ -403,13 +402,10 @@ def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
             cells = [cell.strip() for cell in next(csv.reader([line], strict=True))]
             if columns:
                 book.add(parse_price(number, columns, cells, settings))
-                continue
-            a_rate = next(filter(RATES.__contains__, cells), "hourly_rate")
-            for name in (*cells, "profile", a_rate):
-                if name not in PRICE_COLUMNS or cells.count(name) != 1:
-                    known = ",".join(PRICE_COLUMNS)
-                    raise ValueError(f"unknown, missing or duplicate column {name!r}: use {known}")
-            columns = cells
+            elif wrong := [c for c in cells if c not in IF_BLANK or cells.count(c) > 1]:
+                raise ValueError(f"unknown or repeated columns {wrong}: use {', '.join(IF_BLANK)}")
+            else:
+                columns = cells
         except (csv.Error, ValueError, OverflowError) as error:
             problems.append(f"{path}: line {number}: {error}")
             if not columns:
@@ -423,33 +419,33 @@ def parse_price(line: int, columns: list[str], row: list[str], settings: Setting
     """Return the price in a line; raises ValueError."""
     if len(row) != len(columns):
         raise ValueError(f"{len(row)} cells, but the header has {len(columns)}")
-    given = {column: cell for column, cell in zip(columns, row) if cell}
-    rates = [column for column in RATES if column in given]
+    cells = {**IF_BLANK, **{column: cell for column, cell in zip(columns, row) if cell}}
+    rates = [column for column in RATES if cells[column]]
     if len(rates) != 1:
         raise ValueError(f"{len(rates)} rates: give one of {', '.join(RATES)}")
     [rate], currency, zone = rates, settings.currency, settings.timezone
-    cells, hourly = defaultdict(str, {**IF_BLANK, **given}), RATES[rate] == USAGE
+    charge, hourly = RATES[rate], rate == "hourly_rate"
     for column, pattern, meaning in (
-        ("profile", rf"(?!\{ALL}$).+" if rate != "monthly_minimum" else ".+", "a profile"),
+        ("profile", ".+" if charge == MINIMUM else rf"(?!\{ALL}$).+", "a profile"),
         (rate, r"[0-9]+(\.[0-9]+)?", "a plain decimal, such as 2.50"),
         ("organization", ".*" if hourly else ".+", f"a name or id, needed for a {rate}"),
-        ("dimension", ".*" if hourly else "", f"blank, as needed for a {rate}"),
+        ("dimension", ".*" if hourly else INSTANCE, f"blank, as needed for a {rate}"),
         ("profile_type", "(compute|service)?" if hourly else "", f"possible with a {rate}"),
         ("currency", f"({currency or '.*'})?", f"CURRENCY, {currency}"),
     ):
-        if not re.fullmatch(pattern, given.get(column, "")):
-            raise ValueError(f"{column} {given.get(column, '')!r} is not {meaning}")
+        if not re.fullmatch(pattern, cells[column]):
+            raise ValueError(f"{column} {cells[column]!r} is not {meaning}")
     validity = Period(*(parse_moment(each, cells[each], zone) for each in VALIDITY))
     if validity.start >= validity.end:
         raise ValueError("effective_to must be later than effective_from")
     for name, moment in zip(VALIDITY, validity):
-        if not hourly and name in given and moment != calendar_month(moment, zone).start:
+        if not hourly and moment != calendar_month(moment, zone).start:
             raise ValueError(f"{name} {cells[name]!r} is not the first moment of a month in {zone}")
     unit = f"{MINOR_UNITS.get(currency, cells[rate])}"
     if not hourly and len(cells[rate].partition(".")[2]) > len(unit.partition(".")[2]):
         raise ValueError(f"{rate} {cells[rate]!r} has more decimals than {currency}")
     names = cells["profile"], cells["dimension"], cells["organization"], cells["profile_type"]
-    return Price(line, *names, validity, RATES[rate], Decimal(cells[rate]))
+    return Price(line, *names, validity, charge, Decimal(cells[rate]))
 
 
 # Organizations

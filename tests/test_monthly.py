@@ -296,10 +296,6 @@ def test_fees_never_split_a_period(run: Run) -> None:
         "everyone's fee": ("gold,,,,,,,1,", "organization '' is not"),
         "everyone's minimum": ("gpu,,,,,,,,1", "needed for a monthly_minimum"),
         "a dimension": ("gpu,Acme,,,GPU,,,1,", "dimension 'GPU' is not blank"),
-        "the dimension of an instance": (
-            "gpu,Acme,,,instance,,,1,",
-            "dimension 'instance' is not blank",
-        ),
         "a profile type": ("gpu,Acme,,,,compute,,,1", "profile_type 'compute' is not possible"),
         "an hourly price of all": ("*,Acme,,,,,1,,", "profile '*' is not"),
         "a fee of all": ("*,Acme,,,,,,1,", "profile '*' is not"),

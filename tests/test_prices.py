@@ -150,8 +150,8 @@ def test_a_price_in_another_currency_is_an_error(run: Run, wrong: str, right: st
 @cases(
     "text, line, fragment",
     {
-        "no profile": ("hourly_rate\n-2\n-1\n", 1, "'profile'"),
-        "no rate": ("# prices\nprofile\n", 2, "'hourly_rate'"),
+        "no profile": ("hourly_rate\n2\n", 2, "profile ''"),
+        "no rate": ("# prices\nprofile\ngpu\n", 3, "hourly_rate"),
         "duplicated column": ("profile,hourly_rate,hourly_rate\ngpu,2,1\n", 1, "'hourly_rate'"),
         "unknown column": ("profile,hourly_rate,discount\ngpu,-2\n", 1, "'discount'"),
         "column without a name": ("profile,hourly_rate,\ngpu,2,\n", 1, "''"),
