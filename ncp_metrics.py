@@ -74,8 +74,7 @@ ORGANIZATIONS_PATH = "/auth/v1/organizations"
 PAGE_SIZE = 400  # rows; what Rafay's own API collection asks for
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0  # of silence; a call in Rafay's documents took 2.7 s
 ATTEMPTS, BACKOFF_SECONDS = 6, 0.5  # before the second, doubled before each further one
-RETRY_AFTER_SECONDS = 30.0  # the longest Retry-After that is obeyed
-SILENCE_SECONDS = 900.0  # without an answer to any request
+RETRY_AFTER_SECONDS, SILENCE_SECONDS = 30.0, 900.0  # the longest obeyed; without any answer
 STEP_SECONDS = 0.5  # the longest wait in one go: a signal just before it is handled after it
 MAX_PAGES, MAX_ANSWER_BYTES = 10_000, 64 * 2**20  # of one list; of one page
 MAX_INSTANCE_HOURS = Decimal(10**6)  # a century: a defect, not usage
@@ -339,7 +338,7 @@ class PriceBook:
         self.index: dict[tuple[str, str], dict[Thing, Any]] = defaultdict(lambda: defaultdict(dict))
         self.parameters: dict[str, set[str]] = defaultdict(set)  # by profile
         self.unknown: list[str] = []  # what is said of prices of unknown organizations
-        self.schedule = lru_cache(maxsize=None)(self._schedule)
+        self.ranked = lru_cache(maxsize=None)(self._ranked)
 
     def add(self, price: Price) -> None:
         """Add a price; raises ValueError if the same thing has one from the same moment."""
@@ -350,36 +349,33 @@ class PriceBook:
         self.prices.append(price)
         self.parameters[price.profile].update({price.dimension} - {INSTANCE})
 
-    def _schedule(self, owner: str, kind: str, thing: Thing) -> list[tuple[datetime, Price | None]]:
-        """Return the price in force at the start of the period, and after each change in it."""
-        # An organization's own prices come before those for everyone; the first in force wins.
+    def _ranked(self, owner: str, kind: str, thing: Thing) -> list[Price]:
+        """Return the prices of a thing, of which the first in force wins: the own come first."""
         own, everyones = (self.index.get((USAGE, id_), {}).get(thing, {}) for id_ in (owner, ""))
         ranked = [*sorted(own.items(), reverse=True), *sorted(everyones.items(), reverse=True)]
-        prices = [price for (for_kind, _), price in ranked if for_kind in ("", kind)]
-        start, end = self.period
-        moments = {start, *itertools.chain.from_iterable(p.validity for p in prices)}
-        schedule: list[tuple[datetime, Price | None]] = []
-        for moment in sorted(each for each in moments if start <= each < end):
-            price = next((p for p in prices if p.validity.start <= moment < p.validity.end), None)
-            if not schedule or price is not schedule[-1][1]:
-                schedule.append((moment, price))
-        return schedule
+        return [price for (for_kind, _), price in ranked if for_kind in ("", kind)]
 
     def find(self, owner: str, kind: str, thing: Thing, at: datetime) -> Price | None:
         """Return the price in force at a moment of the period, None if there is none."""
-        return [price for moment, price in self.schedule(owner, kind, thing) if moment <= at][-1]
+        prices = self.ranked(owner, kind, thing)
+        return next((p for p in prices if p.validity.start <= at < p.validity.end), None)
 
     def priced(self, owner: str, kind: str, profile: str) -> list[str]:
         """Return the parameters of a profile with a price in force at some time of the period."""
         names = self.parameters.get(profile, ())
-        return [n for n in names if any(p for _, p in self.schedule(owner, kind, (profile, n)))]
+        return [name for name in names if self.ranked(owner, kind, (profile, name))]
 
     def changes(self, owner: str) -> dict[Thing, set[datetime]]:
         """Return when, in the period, prices change of what it (blank: everyone) has prices for."""
-        return {
-            thing: {moment for kind in KINDS for moment, _ in self.schedule(owner, kind, thing)[1:]}
-            for thing in self.index.get((USAGE, owner), ())
-        }
+        changes, (start, end) = {}, self.period
+        for thing in self.index.get((USAGE, owner), ()):
+            prices = [price for kind in KINDS for price in self.ranked(owner, kind, thing)]
+            moments = {start, *itertools.chain.from_iterable(p.validity for p in prices)}
+            inside = sorted(moment for moment in moments if start <= moment < end)
+            found = [[self.find(owner, kind, thing, each) for kind in KINDS] for each in inside]
+            later = zip(inside[1:], found, found[1:])
+            changes[thing] = {moment for moment, before, after in later if before != after}
+        return changes
 
 
 def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
