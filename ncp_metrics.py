@@ -63,10 +63,9 @@ import urllib3
 from dateutil import tz
 from dateutil.parser import isoparse
 
-VERSION = "ncp_metrics 2.0.0"
-
 # Constants and errors
 
+VERSION = "ncp_metrics 2.0.0"
 KINDS = ("compute", "service")
 INSTANCE = "instance"  # the dimension that every instance has: its own hours
 USAGE_PATH = "/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{}/usage"
@@ -77,8 +76,7 @@ ATTEMPTS, BACKOFF_SECONDS = 6, 0.5  # before the second, doubled before each fur
 RETRY_AFTER_SECONDS, SILENCE_SECONDS = 30.0, 900.0  # the longest obeyed; without any answer
 STEP_SECONDS = 0.5  # the longest wait in one go: a signal just before it is handled after it
 MAX_PAGES, MAX_ANSWER_BYTES = 10_000, 64 * 2**20  # of one list; of one page
-MAX_INSTANCE_HOURS = Decimal(10**6)  # a century: a defect, not usage
-MAX_QUANTITY_HOURS = Decimal(10**21)  # quantities may be metered in bytes
+MAX_INSTANCE_HOURS, MAX_QUANTITY_HOURS = Decimal(10**6), Decimal(10**21)  # a century; of bytes
 MAX_HINTS, MAX_QUOTE = 5, 300  # nearest names, slow to find; characters of a server's text
 # Of ISO 4217, with the digits of their minor unit where these are not 2.
 CURRENCIES = """
@@ -148,16 +146,14 @@ def read_url(text: str) -> str:
 
 def read_zone(text: str) -> tzinfo:
     """Return the zone of an IANA name; UTC needs no zone files."""
-    with suppress(KeyError, ValueError, OSError):  # not found, or not a zone
-        return timezone.utc if text == "UTC" else zoneinfo.ZoneInfo(text)
-    raise ValueError("not an IANA time zone, such as Europe/Berlin")
+    return timezone.utc if text == "UTC" else zoneinfo.ZoneInfo(text)
 
 
-def read_directory(text: str) -> str:
-    """Return the absolute path of a directory that files can be written to."""
+def read_folder(text: str) -> str:
+    """Return the absolute path of a directory that files can be written to; or raise OSError."""
     path = os.path.abspath(text)
     if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
-        raise ValueError(f"{path} is not a directory that you can write to")
+        raise OSError
     return path
 
 
@@ -168,7 +164,7 @@ ZONE = r"[A-Z][\w+-]*(/[\w+-]+)*"
 MONTH = "last|2[0-9]{3}-(0[1-9]|1[0-2])"
 DAYS = "[1-9][0-9]{0,2}|[12][0-9]{3}|3[0-5][0-9]{2}|36[0-4][0-9]|3650"
 # Variable, flag, default (None: required), pattern, what reads it, and meaning. No error shows the
-# value, except a path: it may be a misplaced API key.
+# value: it may be a misplaced API key.
 SETTINGS: tuple[tuple[str, str, str | None, str, Callable[[str], object], str], ...] = (
     ("RAFAY_CONSOLE_URL", "", None, URL, read_url, "console host:port or https://host (required)"),
     ("RAFAY_DEFAULT_API_KEY", "", None, "[!-~]+", str, "the API key that reads usage (required)"),
@@ -179,7 +175,7 @@ SETTINGS: tuple[tuple[str, str, str | None, str, Callable[[str], object], str], 
     ("TIMEZONE", "--timezone", "UTC", ZONE, read_zone, "IANA zone where months begin (UTC)"),
     ("CURRENCY", "--currency", "USD", "|".join(MINOR_UNITS), str, "ISO 4217 code of amounts (USD)"),
     ("PRICING_FILE", "--pricing", PRICING, "", os.path.abspath, "price book (beside the script)"),
-    ("OUTPUT_DIR", "--output-dir", ".", "", read_directory, "where files go (working directory)"),
+    ("OUTPUT_DIR", "--output-dir", ".", "", read_folder, "writable directory (working directory)"),
     ("WORKERS", "", "8", "[1-9]|[12][0-9]|3[0-2]", int, "requests in flight, 1 to 32 (8)"),
     ("RECONCILE", "", "1", "[01]", int, "compare with partner-wide usage: 1 or 0 (1)"),
 )
@@ -209,8 +205,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         flags, unknown = parser.parse_args([]), str(error.argument_name).split("/")
     if unknown:
         names = re.findall("^--[a-z-]{1,20}(?==|$)", "\n".join(unknown), re.MULTILINE)
-        shown = " ".join(names) or "(not shown)"
-        flags.problems.append(f"{shown}: unknown, or a value is missing or too much; see --help")
+        flags.problems.append(f"{' '.join(names) or '(hidden)'}: unknown, or misused: see --help")
     return flags
 
 
@@ -221,20 +216,19 @@ def read_settings(flags: argparse.Namespace, environ: Mapping[str, str], now: da
         by_flag = getattr(flags, variable, None)
         text = by_flag or environ.get(variable, "").strip() or default
         try:
-            if text is None:
-                raise ValueError("not set; see --help")
-            if text and pattern and not re.fullmatch(pattern, text, re.A):
-                raise ValueError(f"not valid: expected {meaning.rpartition(' (')[0]}")
+            if text is None or (text and pattern and not re.fullmatch(pattern, text, re.A)):
+                raise ValueError
             values[variable.lower()] = text and read(text)
-        except (ValueError, OSError) as error:  # OSError: the working directory is gone
-            flags.problems.append(f"{flag if by_flag else variable}: {error}")
+        except (KeyError, ValueError, OSError):  # no such zone; the working directory is gone
+            wrong = f"not {'valid' if text else 'set'}: expected {meaning.rpartition(' (')[0]}"
+            flags.problems.append(f"{flag if by_flag else variable}: {wrong}")
     values["timezone"] = values["timezone"] or timezone.utc
+    told = values.pop("billing_month"), values.pop("days"), values["timezone"]
     period, month = Period(now, now), None
     try:
-        period, month = choose_period(flags, values, now.replace(microsecond=0))
+        period, month = choose_period(flags, *told, now.replace(microsecond=0))
     except (ValueError, OverflowError) as error:
         flags.problems.append(str(error))
-    del values["billing_month"], values["days"]
     return Settings(**values, organizations=flags.org, period=period, month=month)
 
 
@@ -249,16 +243,14 @@ class Period(NamedTuple):
 
 
 def choose_period(
-    flags: argparse.Namespace, values: Mapping[str, Any], now: datetime
+    flags: argparse.Namespace, month: str | None, days: int | None, zone: tzinfo, now: datetime
 ) -> tuple[Period, Period | None]:
     """Return the period up to now at most, and all of it if it is a month; raises ValueError."""
-    month, zone = values["billing_month"], values["timezone"]
-    # Blank is unset elsewhere, but a blank --from must not bill 30 days.
-    from_to = flags.start is not None or flags.end is not None
+    from_to = flags.start is not None or flags.end is not None  # a blank one bills no 30 days
     if bool(flags.BILLING_MONTH) + bool(flags.DAYS) + from_to > 1:
         raise ValueError("--month, --days and --from/--to exclude each other: give one period")
     if not from_to and (flags.DAYS or not month):
-        return Period(now - timedelta(days=values["days"] or 1), now), None
+        return Period(now - timedelta(days=days or 1), now), None
     if from_to:
         texts = ("--from", flags.start or ""), ("--to", flags.end or "")
         period = Period(*(parse_moment(name, text, zone) for name, text in texts))
@@ -361,7 +353,7 @@ class PriceBook:
         return next((p for p in prices if p.validity.start <= at < p.validity.end), None)
 
     def priced(self, owner: str, kind: str, profile: str) -> list[str]:
-        """Return the parameters of a profile with a price in force at some time of the period."""
+        """Return the parameters of a profile with a price, which `resolve` keeps if in force."""
         names = self.parameters.get(profile, ())
         return [name for name in names if self.ranked(owner, kind, (profile, name))]
 
@@ -384,8 +376,7 @@ def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        problem = f"{path}: {error.strerror}: see --pricing in --help"
-        raise Failure(*problems, problem, status=2) from None
+        raise Failure(*problems, f"{path}: {error.strerror}", status=2) from None
     book = PriceBook(settings, hashlib.sha256(content).hexdigest())
     # Line by line: no cell may hold a line break, and a stray quote must not swallow prices.
     lines = re.split(r"\r\n|\n|\r", content.decode("utf-8-sig", "surrogateescape"))

@@ -64,7 +64,7 @@ INVALID = {  # the beginning of the error: values of the variable
 UNKNOWN = [  # flags, what the error shows of them
     *(("--mon=last", "--mon"), ("--days", "--days"), ("--api-key=hunter2", "--api-key")),
     *(("--quiet=it's-hunter2", "--quiet"), ("--key hunter2", "--key")),
-    *(("hunter2", "not shown"), ("--hunter2hunter2==", "not shown")),
+    *(("hunter2", "hidden"), ("--hunter2hunter2==", "hidden")),
 ]
 ORGANIZATIONS = {"4kd82ma": "Northwind", "p7w3xq9": "Fabrikam", "t2": "FABRIKAM", "x3": "p7w3xq9"}
 TENANTS = Partner(
@@ -144,7 +144,7 @@ def test_the_default_scheme_is_https(run: Run, stand_in: Simulator, url: str, st
 
 def test_an_output_directory_must_be_writable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
-    assert_errors(run(), "^OUTPUT_DIR: .*/out ")
+    assert_errors(run(), "^OUTPUT_DIR: .*writable directory")
 
 
 def test_everything_wrong_is_reported_at_once_before_any_request(run: Run) -> None:
