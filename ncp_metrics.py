@@ -11,8 +11,7 @@ settings and their defaults, by environment or flag (which wins):
   --no-reconcile             same as RECONCILE=0
   --org NAME_OR_ID           bill this organization only; repeatable
   --check                    try settings, keys and hosts; write nothing
-  -q, --quiet                print warnings and errors only
-  -h, --help; --version      print this help; the version
+  -q, --quiet; --version     print warnings and errors only; the version
 
 exit status:
   0              both files written, everything priced
@@ -163,8 +162,7 @@ URL = rf"(?i:(https://)?([\w-]+(\.[\w-]+)*|\[[\da-f:.]+\]){PORT}|{LOOPBACK.patte
 ZONE = r"[A-Z][\w+-]*(/[\w+-]+)*"
 MONTH = "last|2[0-9]{3}-(0[1-9]|1[0-2])"
 DAYS = "[1-9][0-9]{0,2}|[12][0-9]{3}|3[0-5][0-9]{2}|36[0-4][0-9]|3650"
-# Variable, flag, default (None: required), pattern, what reads it, and meaning. No error shows the
-# value: it may be a misplaced API key.
+# Variable, flag, default (None: required), pattern, reader, meaning. Values may be keys: show none.
 SETTINGS: tuple[tuple[str, str, str | None, str, Callable[[str], object], str], ...] = (
     ("RAFAY_CONSOLE_URL", "", None, URL, read_url, "console host:port or https://host (required)"),
     ("RAFAY_DEFAULT_API_KEY", "", None, "[!-~]+", str, "the API key that reads usage (required)"),
@@ -286,8 +284,7 @@ def parse_moment(name: str, text: str, zone: tzinfo) -> datetime:
             raise ValueError
         return local.astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        like = "like 2026-06-01, or like 2026-06-01T00:00 with an offset such as +02:00"
-        raise ValueError(f"{name} {text!r} is not {like}") from None
+        raise ValueError(f"{name} {text!r} is no date, nor like 2026-06-01T00:00+02:00") from None
 
 
 @lru_cache(maxsize=1000)

@@ -131,7 +131,7 @@ MESSAGES: dict[str, Any] = {
     "has no price": {"prices": "profile,hourly_rate\n"},
     "or after now": {"flags": "--from=2026-06-01 --to=2026-07-02"},
     "give one period": {"flags": "--month=last --days=3"},
-    "with an offset such as": {"flags": "--from=2026-03-29T02:30 --to=2026-06-01 --timezone=CET"},
+    "2026-06-01T00:00+02:00": {"flags": "--from=2026-03-29T02:30 --to=2026-06-01 --timezone=CET"},
     "the bill is provisional": {"flags": "--month=2026-07", "now": "2026-07-02T00:00:00Z"},
     "is not listed; ": {"flags": "--org=nortwind"},
     "is ambiguous: give the id": {"flags": "--org=A", "partner": TWINS},
