@@ -160,7 +160,6 @@ PRICING = str(Path(__file__).with_name("pricing.csv"))
 # http:// is for loopback only: an API key never crosses a network in clear.
 URL = rf"(?i:(https://)?([\w-]+(\.[\w-]+)*|\[[\da-f:.]+\]){PORT}|{LOOPBACK.pattern})/?"
 ZONE = r"[A-Z][\w+-]*(/[\w+-]+)*"
-MONTH = "last|2[0-9]{3}-(0[1-9]|1[0-2])"
 DAYS = "[1-9][0-9]{0,2}|[12][0-9]{3}|3[0-5][0-9]{2}|36[0-4][0-9]|3650"
 # Variable, flag, default (None: required), pattern, reader, meaning. Values may be keys: show none.
 SETTINGS: tuple[tuple[str, str, str | None, str, Callable[[str], object], str], ...] = (
@@ -168,7 +167,7 @@ SETTINGS: tuple[tuple[str, str, str | None, str, Callable[[str], object], str], 
     ("RAFAY_DEFAULT_API_KEY", "", None, "[!-~]+", str, "the API key that reads usage (required)"),
     ("PARTNER_API_KEY", "", None, "[!-~]+", str, "the key that lists organizations (required)"),
     ("RAFAY_OPS_CONSOLE_URL", "", "", URL, read_url, "https:// host of it (RAFAY_CONSOLE_URL)"),
-    ("BILLING_MONTH", "--month", "", MONTH, str, "a calendar month: 2026-06 or last (none)"),
+    ("BILLING_MONTH", "--month", "", r"last|2\d{3}-(0[1-9]|1[0-2])", str, "2026-06 or last (none)"),
     ("DAYS", "--days", "30", DAYS, int, "the last so many days, 1 to 3650 (30)"),
     ("TIMEZONE", "--timezone", "UTC", ZONE, read_zone, "IANA zone where months begin (UTC)"),
     ("CURRENCY", "--currency", "USD", "|".join(MINOR_UNITS), str, "ISO 4217 code of amounts (USD)"),
