@@ -500,7 +500,6 @@ def choose(wanted: Sequence[str], listed: Sequence[Organization]) -> list[Organi
 
 # Answers
 
-Quantities = tuple[tuple[str, Decimal], ...]  # by parameter
 Priced = Callable[[str, str, str], Collection[str]]  # parameters, by organization, kind, profile
 # What makes records of two lists the same; those of one list also have the same times.
 subject_of = attrgetter("organization.id", "project", "profile", "ids", "instance_id")
@@ -527,10 +526,7 @@ class Record(NamedTuple):
     created_at: str = ""
     parameters: str = ""
     hours: Decimal = NO_HOURS
-    quantities: Quantities = ()  # quantity x hours of each parameter with a price
-
-    def __str__(self) -> str:
-        return f"instance {self.instance} ({self.instance_id})"
+    quantities: tuple[tuple[str, Decimal], ...] = ()  # x hours, of each parameter with a price
 
 
 class Listing(NamedTuple):
@@ -561,19 +557,16 @@ def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
     [answer] = objects([answer], "the answer")
     kind, count, limit = listing.kind, answer.get("count"), answer.get("limit")
     parsed: list[Any] = []
-    if kind:
-        rows = objects(answer.get("instance_usage_data"), "instance_usage_data")
-        if not rows and not (answer.get("kind") and answer.get("range_from")):
-            raise Failure("nothing is listed, nor kind or range_from given: is it another API?")
-        asked = (kind, *map(format_moment, listing.period))
-        for name, expected in zip(("kind", "range_from", "range_to"), asked):
-            said = answer.get(name) or expected
-            if said != expected and (name == "kind" or parse_time(str(said)) != expected):
-                raise Failure(f"{name} is {said!r}, asked was {expected}")
-    else:
-        rows = objects(answer.get("results") or answer.get("items"), "results")
-        if not rows and not listing.offset:
-            raise Failure("results: none is listed: is PARTNER_API_KEY the partner's key?")
+    field = "instance_usage_data" if kind else "results"
+    rows = objects(answer.get(field, answer.get("items")), field)
+    known = answer.get("kind") and answer.get("range_from") if kind else listing.offset
+    if not rows and not known:
+        raise Failure(f"no {field}, kind or range_from: is it another API, or the wrong key?")
+    asked = (kind, *map(format_moment, listing.period)) if kind else ()
+    for name, expected in zip(("kind", "range_from", "range_to"), asked):
+        said = answer.get(name) or expected
+        if said != expected and (name == "kind" or parse_time(str(said)) != expected):
+            raise Failure(f"{name} is {said!r}, asked was {expected}")
     if any(type(n) is not int or n < 0 for n in (count, limit) if n is not None):
         raise Failure(f"count {count!r} or limit {limit!r} is not a number of rows")
     for row in rows:
@@ -584,8 +577,7 @@ def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
                 parsed.append(Organization(*texts_of(row, ("id", "name", "external_id"), 2)))
         except Failure as error:
             keys = ("name", "id", "instance_name", "instance_id")
-            names = " ".join(str(row[key]) for key in keys if row.get(key))
-            raise Failure(f"{names}: {error}") from None
+            raise Failure(f"{[row[key] for key in keys if row.get(key)]}: {error}") from None
     last = not kind and answer.get("next", "") is None
     return Page(parsed, count or 0, min(limit or PAGE_SIZE, PAGE_SIZE), last)
 
@@ -627,7 +619,7 @@ def parse_record(row: dict[str, Any], listing: Listing, priced: Priced) -> Recor
         created_at and parse_time(created_at),
         parameters,
         metered_hours(row, MAX_INSTANCE_HOURS),
-        quantities,
+        tuple(quantities.items()),
     )
 
 
@@ -643,40 +635,35 @@ def parse_time(text: str) -> str:
         raise Failure(f"{text!r} is not an ISO 8601 time") from None
 
 
-def parse_parameters(rows: Any, priced: Collection[str]) -> tuple[str, Quantities]:
+def parse_parameters(rows: Any, priced: Collection[str]) -> tuple[str, dict[str, Decimal]]:
     """Return `GPU=1; storage_size=1200.00h`, and the quantities to bill; raises Failure."""
     texts, quantities = [], {}
     for parameter in objects(rows, "parameters"):
         name, label = texts_of(parameter, ("name", "label_value"), required=1)
         is_label, has_price = parameter.get("is_label"), name in priced
-        try:
-            if is_label is not None and type(is_label) is not bool:  # some leave false out
-                raise Failure(f"is_label is {is_label!r}")
-            if has_price or not is_label:
-                usage = metered_hours(parameter, MAX_QUANTITY_HOURS)
-            if has_price and name in quantities:
-                raise Failure("has a price, but is listed twice")
-            if has_price and is_label and not LABEL.fullmatch(label):
-                raise Failure(f"has a price, but its label {label!r} is not a plain decimal")
-            if has_price:  # a label's quantity is its value, its usage the instance's hours
-                quantities[name] = EXACT.multiply(Decimal(label), usage) if is_label else usage
-        except Failure as error:
-            raise Failure(f"parameter {name}: {error}") from None
+        if is_label is not None and type(is_label) is not bool:  # some leave false out
+            raise Failure(f"{name}: is_label is {is_label!r}")
+        if has_price or not is_label:
+            usage = metered_hours(parameter, MAX_QUANTITY_HOURS)
+        if has_price and (name in quantities or (is_label and not LABEL.fullmatch(label))):
+            raise Failure(f"{name}: listed twice, or its label {label!r} is not a plain decimal")
+        if has_price:  # a label's quantity is its value, its usage the instance's hours
+            quantities[name] = EXACT.multiply(Decimal(label), usage) if is_label else usage
         texts.append(f"{name}={label}" if is_label else f"{name}={usage:f}h")
-    return "; ".join(texts), tuple(quantities.items())
+    return "; ".join(texts), quantities
 
 
 def metered_hours(row: dict[str, Any], most: Decimal) -> Decimal:
     """Return `usage`, hours with two decimals, else `raw_usage` rounded half up; raises Failure."""
     usage, raw_usage = row.get("usage"), row.get("raw_usage")
     usage = "" if usage is None else str(usage).strip()
-    if usage and not HOURS.fullmatch(usage):
-        raise Failure(f"usage is not hours, such as 20.59h: {usage!r}")
-    if not (type(raw_usage) in (int, Decimal) or (usage and raw_usage is None)):
-        raise Failure(f"usage is missing, or raw_usage is not a number: {raw_usage!r}")
+    valid = HOURS.fullmatch(usage) if usage else raw_usage is not None
+    if not valid or (raw_usage is not None and type(raw_usage) not in (int, Decimal)):
+        said = f"{row.get('name', '')} usage {usage!r} with raw_usage {raw_usage!r}"
+        raise Failure(f"{said} is missing, or is not hours, such as 20.59h")
     hours = Decimal(usage[:-1] or raw_usage or 0)
     if not 0 <= hours <= most:
-        raise Failure(f"negative or absurd hours: {usage or raw_usage}")
+        raise Failure(f"{row.get('name', '')} has negative or absurd hours: {usage or raw_usage}")
     # Adding 0.00 gives two decimals at least, and takes the sign off a zero.
     return EXACT.add(hours if usage else EXACT.quantize(hours, NO_HOURS), NO_HOURS)
 
@@ -836,9 +823,9 @@ def follow_pages(listing: Listing, count_is_total: bool, together: bool = True) 
         while True:
             for page in (yield [listing._replace(offset=offset) for offset in offsets]):
                 for row in page.rows:
-                    key = (subject_of(row), row.times) if isinstance(row, Record) else row.id
+                    key = (subject_of(row), row.times) if listing.kind else row.id
                     if rows.setdefault(key, (received, row)) != (received, row):
-                        raise Transient(f"{row} is listed twice: moved, or the API ignores offset")
+                        raise Transient(f"{key} is listed twice: moved, or the API ignores offset")
                 received += len(page.rows)
                 known = count_is_total or page.counted > len(page.rows)
                 total = max(total, page.counted if known else 0, received if page.last else 0)

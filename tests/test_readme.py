@@ -107,7 +107,7 @@ MESSAGES: dict[str, Any] = {
     "ignored the organization filter": {"behaviour": Behaviour(honour_filter=False)},
     "the API ignores offset": {"behaviour": Behaviour(honour_offset=False, count="page")},
     "the answer is not JSON": answered(body=b"<html>"),
-    "is it another API?": answered(body=b"{}"),
+    "is it another API": answered(body=b"{}"),
     "is not a number of rows": answered(edit=lambda answer: {**answer, "count": "9"}),
     "counted rows were listed": answered(ORGANIZATIONS, edit=lambda answer: {**answer, "count": 9}),
     "is listed twice": metered({"usage": "1h"}, {"usage": "2h"}),
