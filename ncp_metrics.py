@@ -736,24 +736,23 @@ class Client:
 
     def _request(self, listing: Listing) -> Any:
         """Make one request and return the decoded JSON; raises Failure or Transient."""
-        host, key, header = "RAFAY_OPS_CONSOLE_URL", "PARTNER_API_KEY", "X-RAFAY-API-KEYID"
-        path, owner = ORGANIZATIONS_PATH, listing.organization
+        settings, owner = self.settings, listing.organization
+        host = "RAFAY_OPS_CONSOLE_URL" if settings.rafay_ops_console_url else "RAFAY_CONSOLE_URL"
+        key, header, path = "PARTNER_API_KEY", "X-RAFAY-API-KEYID", ORGANIZATIONS_PATH
         query: dict[str, Any] = {"limit": listing.limit, "offset": listing.offset}
         if listing.kind:
             host, key, header = "RAFAY_CONSOLE_URL", "RAFAY_DEFAULT_API_KEY", "x-api-key"
             path = USAGE_PATH.format(listing.kind)
             query.update(zip(("range_from", "range_to"), map(format_moment, listing.period)))
             query["instance_organization_id"] = owner.id if owner else None  # None is not sent
-        if not self.settings.rafay_ops_console_url:
-            host = "RAFAY_CONSOLE_URL"
-        url, body = getattr(self.settings, host.lower()), bytearray()
+        url, body = getattr(settings, host.lower()), bytearray()
         session = self.sessions[threading.get_ident()]
         session.cookies.clear()
         try:
             with session.get(
                 url + path,
                 params=query,
-                headers={header: getattr(self.settings, key.lower())},
+                headers={header: getattr(settings, key.lower())},
                 auth=lambda request: request,  # or requests would read ~/.netrc
                 # Over http, a proxy would be sent the key in clear.
                 proxies={"http": "", "https": "", "all": ""} if LOOPBACK.fullmatch(url) else None,
@@ -767,22 +766,19 @@ class Client:
         # requests raises TypeError if a proxy has a user but no host.
         except (OSError, ValueError, TypeError, urllib3.exceptions.HTTPError) as error:
             raise explain(error, f"{url} ({host})") from None
-        return decode(response, body, host, key)
+        return decode(response, body, f"{host} and {key}")
 
 
-def decode(response: requests.Response, body: bytearray, host: str, key: str) -> Any:
+def decode(response: requests.Response, body: bytearray, settings: str) -> Any:
     """Return the JSON of an answer, its fractions as Decimal; raises Failure or Transient."""
     status = response.status_code
     if status == 200:
         with suppress(ValueError, RecursionError, decimal.DecimalException):
             return json.loads(body, parse_float=Decimal, parse_constant=str)
-    said, refused = body.decode("utf-8", "replace").strip(), f"{key} was refused"
-    hints = {200: "the answer is not JSON", 401: refused, 403: refused}
-    hints[404] = f"is {host} the right host?"
-    reason = ": ".join(filter(None, (f"HTTP {status}", hints.get(status), said)))
+    said = body.decode("utf-8", "replace").strip()
     if status < 500 and status not in (200, 408, 425, 429):
-        raise Failure(reason)
-    failed = Transient(reason)
+        raise Failure(f"HTTP {status}: check {settings}: {said}")
+    failed = Transient(f"HTTP {status}, or the answer is not JSON: {said}")
     with suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # not a time
         failed.retry_after = urllib3.Retry().get_retry_after(response.raw)
     raise failed
@@ -799,13 +795,9 @@ def explain(error: Exception, where: str) -> Exception:
     if tls or not isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError)):
         return Failure(f"{where}: TLS failed: {cause}: is its certificate in REQUESTS_CA_BUNDLE?")
     reason = getattr(cause, "strerror", None) or "connection closed, or the answer is damaged"
-    if isinstance(error, requests.ConnectTimeout):
-        reason = f"no connection within {CONNECT_SECONDS:g} s"
-    elif isinstance(cause, socket.timeout):
-        reason = f"no answer within {READ_SECONDS:g} s"
-    elif isinstance(error, requests.exceptions.ProxyError):
-        reason += ": check HTTPS_PROXY and NO_PROXY"
-    return Transient(f"{where}: {reason}")
+    if isinstance(cause, socket.timeout):
+        reason = f"no connection within {CONNECT_SECONDS} s, or no answer within {READ_SECONDS} s"
+    return Transient(f"{where}: {reason}: check the network, or HTTPS_PROXY")
 
 
 # Paging, usage and reconciliation

@@ -96,10 +96,9 @@ NOT_OURS |= {"Name or service not known"}
 TWINS = Partner([{"id": "1", "name": "A"}, {"id": "2", "name": "A"}], fixed())
 MESSAGES: dict[str, Any] = {
     "RAFAY_CONSOLE_URL: not set": {"RAFAY_CONSOLE_URL": ""},
-    "RAFAY_DEFAULT_API_KEY was refused": {"RAFAY_DEFAULT_API_KEY": "wrong"},
-    "PARTNER_API_KEY was refused": {"PARTNER_API_KEY": "wrong"},
+    "and RAFAY_DEFAULT_API_KEY": {"RAFAY_DEFAULT_API_KEY": "wrong"},
+    "and PARTNER_API_KEY": {"PARTNER_API_KEY": "wrong"},
     "Connection refused": {"RAFAY_CONSOLE_URL": "http://127.0.0.1:9"},
-    "the right host?": answered(status=404),
     **{f"HTTP {status}": answered(status=status) for status in (404, 429, 503)},
     "redirects to another host": answered(status=302, headers={"Location": "http://a.invalid/"}),
     "no answer within": {**answered(action="stall"), "constants": {"READ_SECONDS": 0.02}},
