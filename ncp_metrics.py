@@ -459,9 +459,8 @@ def describe_owner(text: str, ids: Sequence[str], listed: Iterable[Organization]
     """Return why a text is not the name or id of one organization, and the nearest name."""
     if ids:
         return f"organization {text!r} is ambiguous: give the id: {', '.join(ids)}"
-    by_key = {each.name.casefold(): each.name for each in listed}
-    near = difflib.get_close_matches(text.casefold(), by_key, n=1, cutoff=0.8)
-    hint = "".join(f"; did you mean {by_key[key]}?" for key in near)
+    near = difflib.get_close_matches(text, [each.name for each in listed], n=1, cutoff=0.8)
+    hint = "".join(f"; did you mean {name}?" for name in near)
     return f"organization {text!r} is not listed{hint}"
 
 
@@ -490,12 +489,11 @@ def resolve(book: PriceBook, listed: Sequence[Organization]) -> PriceBook:
 
 def choose(wanted: Sequence[str], listed: Sequence[Organization]) -> list[Organization]:
     """Return the organizations that --org names, or else all, as listed; raises Failure."""
-    found = find_owners(wanted, listed).items()
-    problems = [f"--org: {describe_owner(n, ids, listed)}" for n, ids in found if len(ids) != 1]
-    if problems:
-        raise Failure(*problems, status=2)
-    chosen = {ids[0] for _, ids in found}
-    return [each for each in listed if each.id in chosen or not wanted]
+    found = find_owners(wanted, listed)
+    wrong = [describe_owner(text, ids, listed) for text, ids in found.items() if len(ids) != 1]
+    if wrong:
+        raise Failure(*(f"--org: {each}" for each in wrong), status=2)
+    return [each for each in listed if [each.id] in found.values() or not wanted]
 
 
 # Answers
@@ -690,17 +688,12 @@ class Client:
         self.priced: Priced = lambda *_: ()  # until the price book is resolved
         self.count_is_total = False  # whether usage's `count` is of all pages: see read_first
         self.retrying = ""  # what is tried again, and why
-        self.stopping = threading.Event()
         self.sessions: dict[int, Session] = defaultdict(Session)  # by thread
         try:
             self.pool = multiprocessing.pool.ThreadPool(settings.workers)
         except (RuntimeError, AttributeError, OSError):  # the pool may fail to clean up, too
             raise Failure("cannot start so many threads: lower WORKERS") from None
-
-    def close(self) -> None:
-        """Let no thread try again, nor begin another request."""
-        self.stopping.set()
-        self.pool.terminate()
+        self.close = self.pool.terminate  # lets no thread begin another page
 
     def get(self, asks: Sequence[Listing], answers: Any = None) -> list[Page]:
         """Return pages in the order asked for, now or before; raises the first Failure."""
@@ -730,8 +723,8 @@ class Client:
                 if error.retry_after is not None:
                     wait = min(error.retry_after, RETRY_AFTER_SECONDS)
             self.retrying = f"retrying: {reason.partition(': ')[2]}"
-            if attempt == ATTEMPTS or self.stopping.wait(wait):
-                break
+            if attempt < ATTEMPTS:
+                time.sleep(wait)
         raise Failure(f"{reason}; gave up after {attempt} attempts: run it again later")
 
     def _request(self, listing: Listing) -> Any:

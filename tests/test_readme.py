@@ -102,7 +102,10 @@ MESSAGES: dict[str, Any] = {
     **{f"HTTP {status}": answered(status=status) for status in (404, 429, 503)},
     "redirects to another host": answered(status=302, headers={"Location": "http://a.invalid/"}),
     "no answer within": {**answered(action="stall"), "constants": {"READ_SECONDS": 0.02}},
-    "no answer to any request": {**answered(action="stall"), "constants": {"SILENCE_SECONDS": 0.1}},
+    "no answer to any request": {
+        **answered(action="stall"),
+        "constants": {"SILENCE_SECONDS": 0.1, "ATTEMPTS": 1},
+    },
     "ignored the organization filter": {"behaviour": Behaviour(honour_filter=False)},
     "the API ignores offset": {"behaviour": Behaviour(honour_offset=False, count="page")},
     "the answer is not JSON": answered(body=b"<html>"),

@@ -194,7 +194,7 @@ def test_org_makes_a_partial_bill_of_names_and_ids(run: Run, flags: str, billed:
     ("flags", "errors"),
     [
         *(("--org=Northwnd", ["'Northwnd'.* Northwind"]), ("--org=", ["''.* not listed$"])),
-        *(("--org=NORTHWND", ["Northwind"]), ("--org=fabrikam", ["'fabrikam'.* p7w3xq9, t2"])),
+        *(("--org=Nothwind", ["Northwind"]), ("--org=fabrikam", ["'fabrikam'.* p7w3xq9, t2"])),
         ("--check --org=Acme --org=Northwind --org=Zephyr", ["'Acme'", "'Zephyr'"]),
     ],
 )
