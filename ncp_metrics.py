@@ -460,8 +460,7 @@ def describe_owner(text: str, ids: Sequence[str], listed: Iterable[Organization]
     if ids:
         return f"organization {text!r} is ambiguous: give the id: {', '.join(ids)}"
     near = difflib.get_close_matches(text, [each.name for each in listed], n=1, cutoff=0.8)
-    hint = "".join(f"; did you mean {name}?" for name in near)
-    return f"organization {text!r} is not listed{hint}"
+    return "; did you mean ".join([f"organization {text!r} is not listed", *near])
 
 
 def resolve(book: PriceBook, listed: Sequence[Organization]) -> PriceBook:
@@ -554,8 +553,7 @@ def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
     """Check a decoded answer; raises Failure."""
     [answer] = objects([answer], "the answer")
     kind, count, limit = listing.kind, answer.get("count"), answer.get("limit")
-    parsed: list[Any] = []
-    field = "instance_usage_data" if kind else "results"
+    parsed, field = list[Any](), "instance_usage_data" if kind else "results"
     rows = objects(answer.get(field, answer.get("items")), field)
     known = answer.get("kind") and answer.get("range_from") if kind else listing.offset
     if not rows and not known:
@@ -614,10 +612,8 @@ def parse_record(row: dict[str, Any], listing: Listing, priced: Priced) -> Recor
         *(owner, listing.kind, listing.period),
         *(sys.intern(profile), sys.intern(project), sys.intern(f"{project_id}/{profile_id}")),
         *(instance, instance_id, sys.intern(f"{start}/{end}"), sys.intern(status or deleted)),
-        created_at and parse_time(created_at),
-        parameters,
-        metered_hours(row, MAX_INSTANCE_HOURS),
-        tuple(quantities.items()),
+        *(created_at and parse_time(created_at), parameters),
+        *(metered_hours(row, MAX_INSTANCE_HOURS), tuple(quantities.items())),
     )
 
 
@@ -627,8 +623,7 @@ def parse_time(text: str) -> str:
     try:
         documented = len(text) == 20 and text[-1] == "Z"  # isoparse is ten times slower
         moment = datetime.fromisoformat(text[:-1]) if documented else isoparse(text)
-        moment = moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
-        return format_moment(moment)
+        return format_moment(moment.astimezone(timezone.utc) if moment.tzinfo else moment)
     except (ValueError, OverflowError):
         raise Failure(f"{text!r} is not an ISO 8601 time") from None
 
@@ -756,7 +751,6 @@ class Client:
                     body += chunk
                     if len(body) > MAX_ANSWER_BYTES:
                         raise Failure(f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB")
-        # requests raises TypeError if a proxy has a user but no host.
         except (OSError, ValueError, TypeError, urllib3.exceptions.HTTPError) as error:
             raise explain(error, f"{url} ({host})") from None
         return decode(response, body, f"{host} and {key}")
@@ -783,7 +777,7 @@ def explain(error: Exception, where: str) -> Exception:
     while cause.__cause__ or (cause.__context__ and not cause.__suppress_context__):
         cause = cause.__cause__ or cause.__context__ or cause
     tls = isinstance(error, requests.exceptions.SSLError) and not isinstance(cause, ssl.SSLEOFError)
-    if isinstance(error, (requests.TooManyRedirects, ValueError, TypeError)):
+    if isinstance(error, (requests.TooManyRedirects, ValueError, TypeError)):  # proxy of no host
         return Failure(f"{where}: redirects to another host or in a circle, or bad HTTPS_PROXY")
     if tls or not isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError)):
         return Failure(f"{where}: TLS failed: {cause}: is its certificate in REQUESTS_CA_BUNDLE?")
