@@ -718,8 +718,7 @@ class Client:
                 if error.retry_after is not None:
                     wait = min(error.retry_after, RETRY_AFTER_SECONDS)
             self.retrying = f"retrying: {reason.partition(': ')[2]}"
-            if attempt < ATTEMPTS:
-                time.sleep(wait)
+            time.sleep(wait if attempt < ATTEMPTS else 0)
         raise Failure(f"{reason}; gave up after {attempt} attempts: run it again later")
 
     def _request(self, listing: Listing) -> Any:
