@@ -10,8 +10,9 @@ settings and their defaults, by environment or flag (which wins):
   --from, --to               ISO 8601 dates or times, the end excluded
   --no-reconcile             same as RECONCILE=0
   --org NAME_OR_ID           bill this organization only; repeatable
-  --check                    try settings, keys and hosts; write nothing
-  -q, --quiet; --version     print warnings and errors only; the version
+  --check                    report how the API answers and what needs a price
+  -q, --quiet                print warnings and errors only
+  -h, --help; --version      print this help; the version
 
 exit status:
   0              both files written, everything priced
@@ -34,6 +35,7 @@ import decimal
 import difflib
 import gc
 import hashlib
+import io
 import itertools
 import json
 import multiprocessing.pool
@@ -67,8 +69,6 @@ from dateutil.parser import isoparse
 VERSION = "ncp_metrics 2.0.0"
 KINDS = ("compute", "service")
 INSTANCE = "instance"  # the dimension that every instance has: its own hours
-USAGE_PATH = "/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{}/usage"
-ORGANIZATIONS_PATH = "/auth/v1/organizations"
 PAGE_SIZE = 400  # rows; what Rafay's own API collection asks for
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0  # of silence; a call in Rafay's documents took 2.7 s
 ATTEMPTS, BACKOFF_SECONDS = 6, 0.5  # before the second, doubled before each further one
@@ -109,7 +109,7 @@ class Failure(Exception):
 class Transient(Exception):
     """What failed may succeed when it is tried again."""
 
-    retry_after: float | None = None  # seconds
+    retry_after = 0.0  # seconds, if more than 0
 
 
 class Stopped(BaseException):
@@ -159,7 +159,6 @@ def read_folder(text: str) -> str:
 PRICING = str(Path(__file__).with_name("pricing.csv"))
 # http:// is for loopback only: an API key never crosses a network in clear.
 URL = rf"(?i:(https://)?([\w-]+(\.[\w-]+)*|\[[\da-f:.]+\]){PORT}|{LOOPBACK.pattern})/?"
-ZONE = r"[A-Z][\w+-]*(/[\w+-]+)*"
 DAYS = "[1-9][0-9]{0,2}|[12][0-9]{3}|3[0-5][0-9]{2}|36[0-4][0-9]|3650"
 # Variable, flag, default (None: required), pattern, reader, meaning. Values may be keys: show none.
 SETTINGS: tuple[tuple[str, str, str | None, str, Callable[[str], object], str], ...] = (
@@ -169,7 +168,7 @@ SETTINGS: tuple[tuple[str, str, str | None, str, Callable[[str], object], str], 
     ("RAFAY_OPS_CONSOLE_URL", "", "", URL, read_url, "https:// host of it (RAFAY_CONSOLE_URL)"),
     ("BILLING_MONTH", "--month", "", r"last|2\d{3}-(0[1-9]|1[0-2])", str, "2026-06 or last (none)"),
     ("DAYS", "--days", "30", DAYS, int, "the last so many days, 1 to 3650 (30)"),
-    ("TIMEZONE", "--timezone", "UTC", ZONE, read_zone, "IANA zone where months begin (UTC)"),
+    ("TIMEZONE", "--timezone", "UTC", "[A-Z].*", read_zone, "IANA zone where months begin (UTC)"),
     ("CURRENCY", "--currency", "USD", "|".join(MINOR_UNITS), str, "ISO 4217 code of amounts (USD)"),
     ("PRICING_FILE", "--pricing", PRICING, "", os.path.abspath, "price book (beside the script)"),
     ("OUTPUT_DIR", "--output-dir", ".", "", read_folder, "writable directory (working directory)"),
@@ -208,7 +207,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def read_settings(flags: argparse.Namespace, environ: Mapping[str, str], now: datetime) -> Settings:
     """Return the settings, None for each that is wrong; add to the problems of the flags."""
-    values: dict[str, Any] = dict.fromkeys(each[0].lower() for each in SETTINGS)
+    values: dict[str, Any] = {**dict.fromkeys(Settings._fields), "timezone": timezone.utc}
     for variable, flag, default, pattern, read, meaning in SETTINGS:
         by_flag = getattr(flags, variable, None)
         text = by_flag or environ.get(variable, "").strip() or default
@@ -219,14 +218,12 @@ def read_settings(flags: argparse.Namespace, environ: Mapping[str, str], now: da
         except (KeyError, ValueError, OSError):  # no such zone; the working directory is gone
             wrong = f"not {'valid' if text else 'set'}: expected {meaning.rpartition(' (')[0]}"
             flags.problems.append(f"{flag if by_flag else variable}: {wrong}")
-    values["timezone"] = values["timezone"] or timezone.utc
-    told = values.pop("billing_month"), values.pop("days"), values["timezone"]
-    period, month = Period(now, now), None
+    told = values.pop("billing_month", None), values.pop("days", None), values["timezone"]
     try:
-        period, month = choose_period(flags, *told, now.replace(microsecond=0))
+        values["period"], values["month"] = choose_period(flags, *told, now.replace(microsecond=0))
     except (ValueError, OverflowError) as error:
         flags.problems.append(str(error))
-    return Settings(**values, organizations=flags.org, period=period, month=month)
+    return Settings(**values)._replace(organizations=flags.org)
 
 
 # Period
@@ -322,11 +319,13 @@ class PriceBook:
     def __init__(self, settings: Settings, sha256: str) -> None:
         self.settings, self.sha256 = settings, sha256
         self.path, self.period = settings.pricing_file, settings.period
+        self.columns: list[str] = []
         self.prices: list[Price] = []
         self.index: dict[tuple[str, str], dict[Thing, Any]] = defaultdict(lambda: defaultdict(dict))
         self.parameters: dict[str, set[str]] = defaultdict(set)  # by profile
         self.unknown: list[str] = []  # what is said of prices of unknown organizations
         self.ranked = lru_cache(maxsize=None)(self._ranked)
+        self.changes = lru_cache(maxsize=None)(self._changes)
 
     def add(self, price: Price) -> None:
         """Add a price; raises ValueError if the same thing has one from the same moment."""
@@ -353,8 +352,14 @@ class PriceBook:
         names = self.parameters.get(profile, ())
         return [name for name in names if self.ranked(owner, kind, (profile, name))]
 
-    def changes(self, owner: str) -> dict[Thing, set[datetime]]:
-        """Return when, in the period, prices change of what it (blank: everyone) has prices for."""
+    def parts(self, owner: str) -> list[Period]:
+        """Return the parts of the period in which what an organization pays does not change."""
+        edges = set().union(*{**self.changes(""), **self.changes(owner)}.values())
+        moments = [self.period.start, *sorted(edges), self.period.end]
+        return [*map(Period, moments, moments[1:])]
+
+    def _changes(self, owner: str) -> dict[Thing, set[datetime]]:
+        """Return when its prices (blank: everyone's) change in the period; never, for own ones."""
         changes, (start, end) = {}, self.period
         for thing in self.index.get((USAGE, owner), ()):
             prices = [price for kind in KINDS for price in self.ranked(owner, kind, thing)]
@@ -363,7 +368,7 @@ class PriceBook:
             found = [[self.find(owner, kind, thing, each) for kind in KINDS] for each in inside]
             later = zip(inside[1:], found, found[1:])
             changes[thing] = {moment for moment, before, after in later if before != after}
-        return changes
+        return {thing: moments for thing, moments in changes.items() if moments or owner}
 
 
 def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
@@ -388,7 +393,7 @@ def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
             elif wrong := [c for c in cells if c not in IF_BLANK or cells.count(c) > 1]:
                 raise ValueError(f"unknown or repeated columns {wrong}: use {', '.join(IF_BLANK)}")
             else:
-                columns = cells
+                book.columns = columns = cells
         except (csv.Error, ValueError, OverflowError) as error:
             problems.append(f"{path}: line {number}: {error}")
             if not columns:
@@ -459,8 +464,10 @@ def describe_owner(text: str, ids: Sequence[str], listed: Iterable[Organization]
     """Return why a text is not the name or id of one organization, and the nearest name."""
     if ids:
         return f"organization {text!r} is ambiguous: give the id: {', '.join(ids)}"
-    near = difflib.get_close_matches(text, [each.name for each in listed], n=1, cutoff=0.8)
-    return "; did you mean ".join([f"organization {text!r} is not listed", *near])
+    names = {each.name.casefold(): each.name for each in listed}
+    near = difflib.get_close_matches(text.casefold(), names, n=1, cutoff=0.8)
+    hint = "".join(f"; did you mean {names[name]}?" for name in near)
+    return f"organization {text!r} is not listed{hint}"
 
 
 def resolve(book: PriceBook, listed: Sequence[Organization]) -> PriceBook:
@@ -500,11 +507,9 @@ def choose(wanted: Sequence[str], listed: Sequence[Organization]) -> list[Organi
 Priced = Callable[[str, str, str], Collection[str]]  # parameters, by organization, kind, profile
 # What makes records of two lists the same; those of one list also have the same times.
 subject_of = attrgetter("organization.id", "project", "profile", "ids", "instance_id")
-RECORD_TEXTS = (
-    "instance_organization_id profile_name instance_id instance_organization_name "
-    "instance_project_name instance_project_id profile_id instance_name status created_at "
-    "deleted_at start_time end_time"
-).split()
+RECORD_TEXTS = """instance_organization_id profile_name instance_id instance_organization_name
+instance_project_name instance_project_id profile_id instance_name status created_at deleted_at
+start_time end_time""".split()
 
 
 class Record(NamedTuple):
@@ -567,10 +572,8 @@ def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
         raise Failure(f"count {count!r} or limit {limit!r} is not a number of rows")
     for row in rows:
         try:
-            if kind:
-                parsed.append(parse_record(row, listing, priced))
-            else:
-                parsed.append(Organization(*texts_of(row, ("id", "name", "external_id"), 2)))
+            texts = [] if kind else texts_of(row, Organization._fields, required=2)
+            parsed.append(parse_record(row, listing, priced) if kind else Organization(*texts))
         except Failure as error:
             keys = ("name", "id", "instance_name", "instance_id")
             raise Failure(f"{[row[key] for key in keys if row.get(key)]}: {error}") from None
@@ -683,6 +686,9 @@ class Client:
         self.priced: Priced = lambda *_: ()  # until the price book is resolved
         self.count_is_total = False  # whether usage's `count` is of all pages: see read_first
         self.retrying = ""  # what is tried again, and why
+        self.answers: Any = None  # by listing, as they came: kept for `check` only
+        self.slowest = 0.0  # seconds that an answer took
+        self.statuses = {0}  # of what was attempted
         self.sessions: dict[int, Session] = defaultdict(Session)  # by thread
         try:
             self.pool = multiprocessing.pool.ThreadPool(settings.workers)
@@ -703,33 +709,46 @@ class Client:
                 answered_at, self.retrying = time.monotonic(), ""
         return pages
 
+    def attempt(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a function returns; None if it fails, which is reported, or has ended."""
+        try:
+            return read(*arguments)
+        except StopIteration:
+            return None
+        except Failure as failure:
+            self.screen.say(*failure.args, about="error")
+            self.statuses.add(failure.status)
+
     def get_page(self, listing: Listing) -> Page:
         """Return a page after up to ATTEMPTS requests; raises Failure."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return parse_page(listing, self._request(listing), self.priced)
+                asked_at = time.monotonic()
+                answer = self._request(listing)
+                self.slowest = max(self.slowest, time.monotonic() - asked_at)
+                if self.answers is not None:
+                    self.answers[listing] = answer
+                return parse_page(listing, answer, self.priced)
             except (Failure, Transient) as error:
                 # A server may repeat what it was sent: redact before cutting.
-                said = f"{listing}: {' '.join(str(error).split())}"
-                reason = self.screen.redact(said)[:MAX_QUOTE]
+                said = self.screen.redact(f"{listing}: {' '.join(str(error).split())}")[:MAX_QUOTE]
                 if isinstance(error, Failure):
-                    raise Failure(reason) from None
-                wait = BACKOFF_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)
-                if error.retry_after is not None:
-                    wait = min(error.retry_after, RETRY_AFTER_SECONDS)
-            self.retrying = f"retrying: {reason.partition(': ')[2]}"
+                    raise Failure(said) from None
+                backoff = BACKOFF_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)
+                wait = min(error.retry_after, RETRY_AFTER_SECONDS) or backoff
+            self.retrying = f"retrying: {said.partition(': ')[2]}"
             time.sleep(wait if attempt < ATTEMPTS else 0)
-        raise Failure(f"{reason}; gave up after {attempt} attempts: run it again later")
+        raise Failure(f"{said}; gave up after {attempt} attempts: run it again later")
 
     def _request(self, listing: Listing) -> Any:
         """Make one request and return the decoded JSON; raises Failure or Transient."""
         settings, owner = self.settings, listing.organization
         host = "RAFAY_OPS_CONSOLE_URL" if settings.rafay_ops_console_url else "RAFAY_CONSOLE_URL"
-        key, header, path = "PARTNER_API_KEY", "X-RAFAY-API-KEYID", ORGANIZATIONS_PATH
+        key, header, path = "PARTNER_API_KEY", "X-RAFAY-API-KEYID", "/auth/v1/organizations"
         query: dict[str, Any] = {"limit": listing.limit, "offset": listing.offset}
         if listing.kind:
             host, key, header = "RAFAY_CONSOLE_URL", "RAFAY_DEFAULT_API_KEY", "x-api-key"
-            path = USAGE_PATH.format(listing.kind)
+            path = f"/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{listing.kind}/usage"
             query.update(zip(("range_from", "range_to"), map(format_moment, listing.period)))
             query["instance_organization_id"] = owner.id if owner else None  # None is not sent
         url, body = getattr(settings, host.lower()), bytearray()
@@ -766,7 +785,7 @@ def decode(response: requests.Response, body: bytearray, settings: str) -> Any:
         raise Failure(f"HTTP {status}: check {settings}: {said}")
     failed = Transient(f"HTTP {status}, or the answer is not JSON: {said}")
     with suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # not a time
-        failed.retry_after = urllib3.Retry().get_retry_after(response.raw)
+        failed.retry_after = urllib3.Retry().get_retry_after(response.raw) or 0.0
     raise failed
 
 
@@ -803,7 +822,8 @@ def follow_pages(listing: Listing, count_is_total: bool, together: bool = True) 
                 for row in page.rows:
                     key = (subject_of(row), row.times) if listing.kind else row.id
                     if rows.setdefault(key, (received, row)) != (received, row):
-                        raise Transient(f"{key} is listed twice: moved, or the API ignores offset")
+                        name = f"{row.instance} ({row.instance_id})" if listing.kind else row
+                        raise Transient(f"{name} is listed twice: moved, or the API ignores offset")
                 received += len(page.rows)
                 known = count_is_total or page.counted > len(page.rows)
                 total = max(total, page.counted if known else 0, received if page.last else 0)
@@ -856,13 +876,7 @@ def read_first(client: Client, period: Period) -> tuple[list[Organization], dict
 def read_usage(client: Client, owners: Iterable[Organization], book: PriceBook) -> Lists:
     """Return the usage of organizations, in parts in which what each pays does not change."""
     client.priced = lru_cache(maxsize=None)(book.priced)
-    everyones = {thing: moments for thing, moments in book.changes("").items() if moments}
-    listings = []
-    for owner in owners:
-        changes = {**everyones, **book.changes(owner.id)}.values()
-        edges = [book.period.start, *sorted(set().union(*changes)), book.period.end]
-        parts = [*map(Period, edges, edges[1:])]
-        listings += [Listing(kind, part, owner) for kind in KINDS for part in parts]
+    listings = [Listing(k, p, each) for each in owners for k in KINDS for p in book.parts(each.id)]
     return read_lists(client, listings)
 
 
@@ -882,10 +896,9 @@ def reconcile(client: Client, usage: Lists, wholes: Lists, again: bool = True) -
         split = {each.organization for each in lists if each.period != whole.period}
         own = Counter(map(subject_of, itertools.chain.from_iterable(lists.values())))
         other = Counter(map(subject_of, others))
-        for subject in {**own, **other}:
+        for subject in (own - other) | (other - own):
             owner = owners[subject[0]]
-            in_both = own[subject] and other[subject]
-            if own[subject] != other[subject] and not (in_both and owner in split):
+            if not (own[subject] and other[subject] and owner in split):
                 differing[str(whole._replace(organization=owner))].append(subject[-1])
     if differing and again:
         usage.update(read_lists(client, [each for each in usage if str(each) in differing]))
@@ -916,7 +929,8 @@ def bill_owner(owner: Organization, records: Iterable[Record], book: PriceBook) 
     lines = []
     for record in records:
         for dimension, hours in ((INSTANCE, record.hours), *record.quantities):
-            price = find(owner.id, record.kind, (record.profile, dimension), record.period.start)
+            thing = record.profile, dimension
+            price = find(record.organization.id, record.kind, thing, record.period.start)
             amount = (hours * price.rate).quantize(unit) if price else None
             lines.append(Line(record, USAGE, dimension, hours, price, amount))
     same = (book.index.get((charge, owner.id), {}).values() for charge in (FEE, MINIMUM))
@@ -990,7 +1004,7 @@ class Bill(NamedTuple):
         """Return warnings that leave the status: too many hours, and a month not yet over."""
         (start, end), month = self.book.period, self.book.settings.month
         doubts, over, seconds = list[str](), list[str](), (end - start) // timedelta(seconds=1)
-        for _, own in itertools.groupby(self.lines, attrgetter("record.organization")):
+        for _, own in itertools.groupby(self.lines, attrgetter("record.organization.id")):
             hours: dict[str, Decimal] = defaultdict(Decimal)
             for line in own:
                 if line.dimension == INSTANCE:
@@ -1017,12 +1031,8 @@ class Bill(NamedTuple):
         paid = {c: [x.amount or zero for x in self.lines if x.charge == c] for c in (FEE, MINIMUM)}
         rows = [["Organization", "Instances", "Hours", f"Amount ({currency})"]]
         rows += [[name, *map("{:,f}".format, row)] for name, row in figures.items()]
-        return [
-            *align(rows),
-            "",
-            *(f"Of the total, {c}s: {sum(x, zero):,f}" for c, x in paid.items() if x),
-            f"Organizations without usage: {idle} of {everybody}",
-        ]
+        parts = [f"Of the total, {c}s: {sum(x, zero):,f}" for c, x in paid.items() if x]
+        return [*align(rows), "", *parts, f"Organizations without usage: {idle} of {everybody}"]
 
 
 def align(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -1033,11 +1043,9 @@ def align(rows: Iterable[Sequence[str]]) -> list[str]:
 
 # Files
 
-HEADER = (
-    "organization,organization_id,external_id,project,profile_type,profile,instance,instance_id,"
-    "status,created_at,parameters,period_start,period_end,charge,dimension,usage_hours,"
-    "billing_rate,billing_amount,currency\n"
-)
+HEADER = """organization,organization_id,external_id,project,profile_type,profile,instance,\
+instance_id,status,created_at,parameters,period_start,period_end,charge,dimension,usage_hours,\
+billing_rate,billing_amount,currency\n"""
 
 
 def format_hours(hours: Decimal) -> str:
@@ -1057,9 +1065,8 @@ def format_line(line: Line, currency: str) -> tuple[str, ...]:
     """Return the cells of a line, one for each column."""
     record, owner = line.record, line.record.organization
     return (
-        *map(text_cell, (owner.name, owner.id, owner.external_id)),
-        *map(text_cell, (record.project, record.kind, record.profile)),
-        *map(text_cell, (record.instance, record.instance_id, record.status)),
+        *map(text_cell, (owner.name, owner.id, owner.external_id, record.project, record.kind)),
+        *map(text_cell, (record.profile, record.instance, record.instance_id, record.status)),
         *map(text_cell, (record.created_at, record.parameters)),
         *map(format_moment, record.period),
         *map(text_cell, (line.charge, line.dimension)),
@@ -1173,6 +1180,174 @@ def audit(book: PriceBook) -> list[str]:
     ]
 
 
+# First contact
+
+Sample = tuple[list[Record], bool]  # some usage of a kind, and whether this is all
+
+
+def check(client: Client, raw_book: PriceBook) -> int:
+    """Report how the controller answers and what needs a price; return the exit status."""
+    settings, say, everyone = client.settings, client.screen.say, Listing("", raw_book.period)
+    answers = client.answers = dict[Listing, Any]()
+    listed = (client.attempt(read_lists, client, [everyone]) or {everyone: []})[everyone]
+    owners = (client.attempt(choose, settings.organizations, listed) or []) if listed else []
+    book = (client.attempt(resolve, raw_book, listed) if listed else None) or raw_book
+    client.priced = book.priced
+    rows = [row for answer in answers.values() for row in rows_of(answer)]
+    off = sum(False in (row.get("active"), row.get("approved")) for row in rows)
+    known = ("results", "items"), ("count", "next")
+    keys = [", ".join(k for k in each if any(k in a for a in answers.values())) for each in known]
+    say(f"organizations: {len(rows)}, inactive: {off}, to bill: {len(owners)}")
+    say(f"organizations, list key: {keys[0] or 'not seen'}; paging: {keys[1] or 'not seen'}")
+    samples = [take_sample(client, Listing(kind, book.period), owners) for kind in KINDS]
+    lists = len(KINDS) * sum(len(book.parts(each.id)) for each in owners)
+    wait = lists * client.slowest / settings.workers
+    say(f"slowest answer: {client.slowest:.2f} s; a bill: {lists} lists, {wait:.0f} s or more")
+    say("", *describe_profiles(answers, book))
+    if owners and book is not raw_book:
+        client.attempt(report_unbilled, client, raw_book, listed, samples)
+    works = ["Nothing seen would fail a bill; nothing was written."]
+    say("", *audit(raw_book), *(works if client.statuses == {0} else ()))
+    return min(client.statuses - {0}, default=0)
+
+
+def rows_of(answer: Any) -> list[dict[str, Any]]:
+    """Return the rows of an answer as far as they are objects, whatever else is wrong with it."""
+    names = ("instance_usage_data", "results", "items") if isinstance(answer, dict) else ()
+    lists = [answer[name] for name in names if isinstance(answer.get(name), list)]
+    return [row for rows in lists for row in rows if isinstance(row, dict)]
+
+
+def take_sample(client: Client, whole: Listing, owners: Sequence[Organization]) -> Sample:
+    """Report how usage is listed, by two pages and one of an organization; return what is used."""
+    pages, asks, own = list[Page](), [whole], None
+    reading = follow_pages(whole, count_is_total=False, together=False)
+    next(reading)
+    while asks and len(pages) < 2:
+        got = client.attempt(client.get, asks) or []
+        pages += got
+        asks = got and client.attempt(reading.send, got)
+    records = [row for page in pages for row in page.rows]
+    if records:
+        owner = owners[0] if client.settings.organizations and owners else records[0].organization
+        own = client.attempt(read_own, client, whole, owner, pages[0].rows)
+    rows = [r for each, a in client.answers.items() if each.kind == whole.kind for r in rows_of(a)]
+    facts = describe_usage(pages, own, rows) if pages else ["usage: failed, see the error"]
+    client.screen.say(*(f"{whole.kind} {fact}" for fact in facts))
+    distinct = {(subject_of(row), row.times): row for row in (*records, *(own or ()))}
+    return list(distinct.values()), not asks
+
+
+def read_own(client: Client, whole: Listing, owner: Organization, first: Any) -> list[Record]:
+    """Return the first of an organization's own usage; raises Failure if it lacks some."""
+    listing = whole._replace(organization=owner)
+    [page] = client.get([listing])
+    owned = {subject_of(row) for row in first if row.organization.id == owner.id}
+    if len(page.rows) < page.limit and owned - set(map(subject_of, page.rows)):
+        raise Failure(f"{listing}: lacks instances that the partner-wide usage has")
+    return page.rows
+
+
+def describe_usage(pages: Sequence[Page], own: list[Record] | None, raw: list[Any]) -> list[str]:
+    """Return what one or two pages, and one of an organization, show of what is undocumented."""
+    first, second, counted = pages[0].rows, [r for p in pages[1:] for r in p.rows], pages[0].counted
+    keys, size = set(map(subject_of, first)), len(first)
+    rows = first + [row for row in second if subject_of(row) not in keys]
+    fresh, shared = len(rows) - size, Counter(row.instance_id for row in rows)
+    fits = "everything fits on one page" if counted <= size else "the first page only"
+    count = limit = offset = honoured = f"not seen: {fits if first else 'no usage'}"
+    if first and not counted:
+        count = "not given"
+    elif fresh or counted != size:
+        count = "a total" if counted > size else "not a total"
+    lowered = min(pages[0].limit, size if fresh else PAGE_SIZE)
+    if fresh or lowered < PAGE_SIZE:
+        limit = f"lowered to {lowered}" if lowered < PAGE_SIZE else "not lowered"
+    if second:
+        moved = "moves on" if fresh == len(second) else "records move"
+        offset = moved if fresh else "ignored"
+    elif first and (not pages[1:] or counted > size):
+        offset = "failed, see the error"
+    if first:
+        several = len({row.organization.id for row in rows}) > 1
+        honoured = "honoured" if several else "not seen: usage of one organization only"
+        honoured = "failed, see the error" if own is None else honoured
+    fields = [name for name in ("status", "deleted_at") if any(row.get(name) for row in raw)]
+    whole = not first or (pages[1:] and (not fresh or counted == len(rows)))
+    return [
+        f"usage, records: {max(counted, len(rows))}{'' if whole else ' or more'}",
+        f"usage, count: {count}",
+        f"usage, limit: {limit}",
+        f"usage, offset: {offset}",
+        f"usage, organization filter: {honoured}",
+        f"usage, instances with several records: {sum(n > 1 for n in shared.values())}",
+        f"usage, status fields: {', '.join(fields) or 'none'}",
+    ]
+
+
+def describe_profiles(answers: Mapping[Listing, Any], book: PriceBook) -> list[str]:
+    """Return a table of the profiles in the answers, with list prices at the period's end."""
+    usage = [(each.kind, row) for each, a in answers.items() if each.kind for row in rows_of(a)]
+    texts = [tuple(str(row.get(name)).strip() for name in RECORD_TEXTS[:7]) for _, row in usage]
+    things: Counter[tuple[str, str, str, str]] = Counter()
+    for (kind, (_, profile, *_)), row in {(k, t): row for (k, row), t in zip(usage, texts)}.items():
+        things[profile, kind, "", ""] += 1
+        for each in rows_of({"items": row.get("parameters")}):
+            label = "number" if LABEL.fullmatch(str(each.get("label_value")).strip()) else "text"
+            nature = f"{label} label" if each.get("is_label") else "quantity"
+            things[profile, kind, str(each.get("name")).strip(), nature] += 1
+    table = [["Profile", "Kind", "Records", f"List price ({book.settings.currency})"]]
+    for (profile, kind, name, nature), number in sorted(things.items()):
+        thing = profile, name or INSTANCE
+        price = book.find("", kind, thing, book.period.end - timedelta(seconds=1))
+        shown = f"{price.rate:f}" if price else "" if name else "no price"
+        table.append([f"  {name}" if name else profile, nature or kind, f"{number}", shown])
+    return align(table)
+
+
+def report_unbilled(
+    client: Client, raw_book: PriceBook, listed: list[Organization], samples: list[Sample]
+) -> None:
+    """Warn of what a bill would warn of, and print the lines that the price book lacks."""
+    records = sorted(itertools.chain(*(rows for rows, _ in samples)), key=subject_of)
+    named = {record.organization.id: record.organization for record in records}
+    new = [named[id_] for id_ in sorted(named.keys() - {each.id for each in listed})]
+    book, owners = resolve(raw_book, [*listed, *new]), [*listed, *new]
+    if client.settings.organizations:
+        owners = choose(client.settings.organizations, listed)
+        records = [record for record in records if record.organization.id in {o.id for o in owners}]
+    parts = [r._replace(period=part) for r in records for part in book.parts(r.organization.id)]
+    nobody = Organization("", "", "")
+    bill = Bill(book, owners, bill_owner(nobody, parts, book))
+    unpriced = [each.rpartition(":")[0] for each in bill.unpriced()]  # without the hours of parts
+    complete = client.statuses == {0} and all(whole for _, whole in samples)
+    unused = bill.parameters()[0] if complete else []
+    unbilled = [*unpriced, *book.unknown, *bill.left_out(), *unused]
+    doubts = bill._replace(lines=bill_owner(nobody, records, book)).doubts()
+    client.screen.say(*doubts, *unbilled, about="warning")
+    client.statuses.update([3] if unbilled else [])
+    starts: dict[str, datetime] = {}
+    for line in bill.lines:
+        profile, start = line.record.profile, line.record.period.start
+        if line.hours and not line.price and line.dimension == INSTANCE:
+            starts[profile] = min(start, starts.get(profile, start))
+    client.screen.say(*price_lines(starts, raw_book))
+
+
+def price_lines(starts: Mapping[str, datetime], book: PriceBook) -> list[str]:
+    """Return lines of the price book, without a rate, for profiles, from when they have none."""
+    # A second price from the same moment would be refused.
+    taken = {profile for profile in starts if (profile, INSTANCE) in book.index[USAGE, ""]}
+    needed = ["profile", "hourly_rate", *(["effective_from"] if taken else [])]
+    columns, text = list(dict.fromkeys([*book.columns, *needed])), io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    for profile, start in sorted(starts.items()):
+        begins = format_moment(start) if profile in taken else ""
+        writer.writerow({"profile": profile, "effective_from": begins})
+    lines = text.getvalue().splitlines()
+    return ["", f"Add, with a rate ({','.join(columns)}):", *lines] if lines else []
+
+
 # Run
 
 
@@ -1214,28 +1389,6 @@ def read_bill(client: Client, raw_book: PriceBook) -> tuple[Bill, str]:
     for owner, listings in itertools.groupby(usage, attrgetter("organization")):
         lines += bill_owner(owner, itertools.chain(*map(usage.__getitem__, listings)), book)
     return Bill(book, owners, lines), note
-
-
-def check(client: Client, book: PriceBook) -> int:
-    """Try both keys, hosts and kinds, and the names in the price book; return the exit status."""
-    settings, say, statuses = client.settings, client.screen.say, {0}
-    for listing in (Listing(kind, book.period, limit=1) for kind in ("", *KINDS)):
-        try:
-            if listing.kind:
-                [page] = client.get([listing])
-                say(f"{listing}: {max(page.counted, len(page.rows))} records or more")
-                continue
-            [listed] = read_lists(client, [Listing("", book.period)]).values()
-            bill = Bill(resolve(book, listed), choose(settings.organizations, listed), [])
-            say(f"{listing}: {len(listed)} listed, {len(bill.organizations)} to bill")
-            unbilled = [*bill.book.unknown, *bill.left_out()]
-            say(*unbilled, about="warning")
-            statuses.update([3] if unbilled else [])
-        except Failure as failure:
-            say(*failure.args, about="error")
-            statuses.add(failure.status)
-    say(*audit(book), *["Everything works; nothing was written."] if statuses == {0} else [])
-    return min(statuses - {0}, default=0)
 
 
 def run(

@@ -92,13 +92,6 @@ def test_cells_are_one_line_and_no_formulas_and_hours_are_exact(run: Run) -> Non
     assert {(row["usage_hours"], row["billing_amount"]) for row in rows} == {("0.125", "0.13")}
 
 
-@pytest.mark.parametrize("where", ["organizations", "kind/compute", "kind/service"])
-def test_check_tries_everything_and_reports_each_failure(run: Run, where: str) -> None:
-    result = run("--check", fault=always(Fault("answer", status=404), path_has(where)))
-    assert (result.status, len(result.errors), result.files) == (1, 1, {})
-    assert len({request.path for request in result.requests}) == 3
-
-
 KEY = "ab/cdef-12\\3"
 PERCENT = ("%", "%25")
 JSON = "".join(f"\\u{ord(char):04x}" for char in KEY)

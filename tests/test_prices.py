@@ -348,9 +348,9 @@ def test_an_unlisted_organization_has_its_prices(run: Run, name: str, rate: str)
 @cases(
     "line, hint",
     {
-        "close": ("Othr,,,2", "did you mean Other"),
+        "close": ("Othr,,,2", "did you mean Other?"),
         "not close": ("Contoso,,,2", "is not listed"),
-        "in force for a second": ("Othr,,2026-06-01T00:00:01,2", "Other"),
+        "in force for a second": ("Othr,,2026-06-01T00:00:01,2", "Other?"),
         "expired": ("Othr,,2026-06-01,2", ""),
         "future": ("Othr,2026-07-01,,2", ""),
         "known": ("OTHER,,,1", ""),
@@ -371,7 +371,7 @@ def test_a_price_in_force_of_an_unknown_organization_is_a_warning(
 def test_the_nearest_name_is_looked_up_for_the_first_unknown_ones(run: Run) -> None:
     lines = [f"vm,Acme{n},,,2\n" for n in range(25)]
     result = run(partner=partner(vm()), prices=f"{ENDS}vm,,,,1\n{''.join(lines)}")
-    assert ["mean Acme" in each for each in result.warnings] == [True] * 5 + [False] * 20
+    assert ["mean Acme?" in each for each in result.warnings] == [True] * 5 + [False] * 20
 
 
 @pytest.mark.parametrize("flags", [[], ["--check"]], ids=["bill", "check"])

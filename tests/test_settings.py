@@ -205,16 +205,6 @@ def test_an_unknown_or_ambiguous_org_is_an_error(run: Run, flags: str, errors: l
         assert re.search(f"^--org: .*{pattern}", error)
 
 
-def test_check_asks_both_apis_a_little_and_writes_nothing(run: Run, stand_in: Simulator) -> None:
-    partner = Partner([organization(f"o{n}", f"n{n}") for n in range(123)], fixed())
-    result = run("--check", partner=partner)
-    assert (result.status, result.stderr, result.files) == (0, "", {})
-    for text in ("prices.csv", "2026-06-01T00:00:00Z", " 123"):
-        assert text in result.stdout
-    assert len({request.path for request in result.requests}) == 3
-    assert len(result.requests) <= 5
-
-
 def test_quiet_prints_warnings_only(run: Run) -> None:
     result = run("--quiet", prices="profile,hourly_rate\n")
     assert (result.status, result.stdout, len(result.files)) == (3, "", 2)
