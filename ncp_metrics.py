@@ -87,8 +87,7 @@ MXV MYR MZN NAD NGN NIO NOK NPR NZD OMR3 PAB PEN PGK PHP PKR PLN PYG0 QAR RON RS
 SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND3 TOP TRY TTD TWD TZS UAH UGX0
 USD USN UYI0 UYU UYW4 UZS VED VES VND0 VUV0 WST XAD XAF0 XCD XCG XOF0 XPF0 YER ZAR ZMW ZWG"""
 MINOR_UNITS = {c[:3]: Decimal(1).scaleb(-int(c[3:] or 2)) for c in CURRENCIES.split()}
-# Wide enough for every sum and product: only `billing_amount` rounds money.
-EXACT = decimal.Context(prec=1_000_000, rounding=decimal.ROUND_HALF_UP)
+EXACT = decimal.Context(prec=1_000_000, rounding=decimal.ROUND_HALF_UP)  # for sums and products
 NO_HOURS, ROUNDING = Decimal("0.00"), Decimal("0.01")  # the most a record may be rounded up
 LABEL = re.compile(r"[0-9]{1,21}(\.[0-9]+)?")
 HOURS = re.compile(r"-?[0-9]+(\.[0-9]+)?h")
@@ -414,7 +413,7 @@ def parse_price(line: int, columns: list[str], row: list[str], settings: Setting
     [rate], currency, zone = rates, settings.currency, settings.timezone
     charge, hourly = RATES[rate], rate == "hourly_rate"
     for column, pattern, meaning in (
-        ("profile", ".+" if charge == MINIMUM else rf"(?!\{ALL}$).+", "a profile"),
+        ("profile", ".+" if charge == MINIMUM else rf"(?!\{ALL}$).+", "a name (* is for minimums)"),
         (rate, r"[0-9]+(\.[0-9]+)?", "a plain decimal, such as 2.50"),
         ("organization", ".*" if hourly else ".+", f"a name or id, needed for a {rate}"),
         ("dimension", ".*" if hourly else INSTANCE, f"blank, as needed for a {rate}"),
@@ -507,6 +506,7 @@ def choose(wanted: Sequence[str], listed: Sequence[Organization]) -> list[Organi
 Priced = Callable[[str, str, str], Collection[str]]  # parameters, by organization, kind, profile
 # What makes records of two lists the same; those of one list also have the same times.
 subject_of = attrgetter("organization.id", "project", "profile", "ids", "instance_id")
+identity_of = attrgetter("organization.id", "project", "profile", "ids", "instance_id", "times")
 RECORD_TEXTS = """instance_organization_id profile_name instance_id instance_organization_name
 instance_project_name instance_project_id profile_id instance_name status created_at deleted_at
 start_time end_time""".split()
@@ -557,9 +557,10 @@ class Page(NamedTuple):
 def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
     """Check a decoded answer; raises Failure."""
     [answer] = objects([answer], "the answer")
-    kind, count, limit = listing.kind, answer.get("count"), answer.get("limit")
+    kind, count = listing.kind, answer.get("count")
+    limit = answer.get("limit") if kind else None
     parsed, field = list[Any](), "instance_usage_data" if kind else "results"
-    rows = objects(answer.get(field, answer.get("items")), field)
+    rows = objects(answer.get(field) if kind else answer.get(field) or answer.get("items"), field)
     known = answer.get("kind") and answer.get("range_from") if kind else listing.offset
     if not rows and not known:
         raise Failure(f"no {field}, kind or range_from: is it another API, or the wrong key?")
@@ -783,7 +784,7 @@ def decode(response: requests.Response, body: bytearray, settings: str) -> Any:
     said = body.decode("utf-8", "replace").strip()
     if status < 500 and status not in (200, 408, 425, 429):
         raise Failure(f"HTTP {status}: check {settings}: {said}")
-    failed = Transient(f"HTTP {status}, or the answer is not JSON: {said}")
+    failed = Transient(f"HTTP {status}: {'the answer is not JSON: ' * (status == 200)}{said}")
     with suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # not a time
         failed.retry_after = urllib3.Retry().get_retry_after(response.raw) or 0.0
     raise failed
@@ -820,7 +821,7 @@ def follow_pages(listing: Listing, count_is_total: bool, together: bool = True) 
         while True:
             for page in (yield [listing._replace(offset=offset) for offset in offsets]):
                 for row in page.rows:
-                    key = (subject_of(row), row.times) if listing.kind else row.id
+                    key = identity_of(row) if listing.kind else row.id
                     if rows.setdefault(key, (received, row)) != (received, row):
                         name = f"{row.instance} ({row.instance_id})" if listing.kind else row
                         raise Transient(f"{name} is listed twice: moved, or the API ignores offset")
@@ -1111,20 +1112,21 @@ def write_files(bill: Bill, now: datetime) -> list[str]:
 
 def publish(temp: Path, now: datetime) -> list[str]:
     """Give the files their names, of the first second from now on that is free for all."""
-    paths: dict[Path, Path] = {}
-    with suppress(FileExistsError), ExitStack() as undo:
-        for file in sorted(temp.iterdir()):
-            path = paths[file] = temp.with_name(f"{file.name}-{now:%m%d%Y-%H%M%S}.csv")
-            try:
-                os.link(file, path)
-            except OSError:  # it exists, or there are no hard links here: claim it
-                path.touch(exist_ok=False)
-            undo.callback(path.unlink)
-        for file, path in paths.items():
-            os.replace(file, path)  # changes nothing for two links to one file
-        undo.pop_all()
-        return [f"File: {path}" for path in paths.values()]
-    return publish(temp, now + timedelta(seconds=1))
+    while True:
+        paths: dict[Path, Path] = {}
+        with suppress(FileExistsError), ExitStack() as undo:
+            for file in sorted(temp.iterdir()):
+                path = paths[file] = temp.with_name(f"{file.name}-{now:%m%d%Y-%H%M%S}.csv")
+                try:
+                    os.link(file, path)
+                except OSError:  # it exists, or there are no hard links here: claim it
+                    path.touch(exist_ok=False)
+                undo.callback(path.unlink)
+            for file, path in paths.items():
+                os.replace(file, path)  # changes nothing for two links to one file
+            undo.pop_all()
+            return [f"File: {path}" for path in paths.values()]
+        now += timedelta(seconds=1)
 
 
 # Screen
@@ -1174,7 +1176,7 @@ class Screen:
 def audit(book: PriceBook) -> list[str]:
     """Return what an auditor asks for."""
     return [
-        f"Period: {' to '.join(map(format_moment, book.period))} (excluded)",
+        f"Period: {' to '.join(map(format_moment, book.period))} (end excluded)",
         f"Time zone: {book.settings.timezone}, version: {VERSION}",
         f"Price book: {book.path}, prices: {len(book.prices)}, SHA-256: {book.sha256}",
     ]
@@ -1193,21 +1195,21 @@ def check(client: Client, raw_book: PriceBook) -> int:
     owners = (client.attempt(choose, settings.organizations, listed) or []) if listed else []
     book = (client.attempt(resolve, raw_book, listed) if listed else None) or raw_book
     client.priced = book.priced
-    rows = [row for answer in answers.values() for row in rows_of(answer)]
-    off = sum(False in (row.get("active"), row.get("approved")) for row in rows)
+    lists = [answer for answer in answers.values() if isinstance(answer, dict)]
+    off = sum(False in (r.get("active"), r.get("approved")) for a in lists for r in rows_of(a))
     known = ("results", "items"), ("count", "next")
-    keys = [", ".join(k for k in each if any(k in a for a in answers.values())) for each in known]
-    say(f"organizations: {len(rows)}, inactive: {off}, to bill: {len(owners)}")
-    say(f"organizations, list key: {keys[0] or 'not seen'}; paging: {keys[1] or 'not seen'}")
+    keys = [", ".join(k for k in each if any(k in a for a in lists)) or "none" for each in known]
+    say(f"organizations: {len(listed)}, inactive: {off}, to bill: {len(owners)}")
+    say(f"organizations, list key: {keys[0]}; paging: {keys[1]}")
     samples = [take_sample(client, Listing(kind, book.period), owners) for kind in KINDS]
-    lists = len(KINDS) * sum(len(book.parts(each.id)) for each in owners)
-    wait = lists * client.slowest / settings.workers
-    say(f"slowest answer: {client.slowest:.2f} s; a bill: {lists} lists, {wait:.0f} s or more")
+    number = len(KINDS) * sum(len(book.parts(each.id)) for each in owners)
+    wait = number * client.slowest / settings.workers
+    say(f"slowest answer: {client.slowest:.2f} s; a bill: {number} lists, {wait:.0f} s or more")
     say("", *describe_profiles(answers, book))
     if owners and book is not raw_book:
         client.attempt(report_unbilled, client, raw_book, listed, samples)
-    works = ["Nothing seen would fail a bill; nothing was written."]
-    say("", *audit(raw_book), *(works if client.statuses == {0} else ()))
+    works = "Nothing seen would fail a bill; nothing was written."
+    say("", *audit(raw_book), *([works] if client.statuses == {0} else []))
     return min(client.statuses - {0}, default=0)
 
 
@@ -1229,33 +1231,34 @@ def take_sample(client: Client, whole: Listing, owners: Sequence[Organization]) 
         asks = got and client.attempt(reading.send, got)
     records = [row for page in pages for row in page.rows]
     if records:
-        owner = owners[0] if client.settings.organizations and owners else records[0].organization
-        own = client.attempt(read_own, client, whole, owner, pages[0].rows)
+        # The last one: an ignored filter would answer with the first ones.
+        owner = owners[0] if client.settings.organizations and owners else records[-1].organization
+        owned = {subject_of(row) for row in records if row.organization.id == owner.id}
+        listing, size = whole._replace(organization=owner), len(pages[0].rows)
+        own = client.attempt(read_own, client, listing, owned, size)
     rows = [r for each, a in client.answers.items() if each.kind == whole.kind for r in rows_of(a)]
     facts = describe_usage(pages, own, rows) if pages else ["usage: failed, see the error"]
     client.screen.say(*(f"{whole.kind} {fact}" for fact in facts))
-    distinct = {(subject_of(row), row.times): row for row in (*records, *(own or ()))}
-    return list(distinct.values()), not asks
+    return list({identity_of(row): row for row in (*records, *(own or ()))}.values()), not asks
 
 
-def read_own(client: Client, whole: Listing, owner: Organization, first: Any) -> list[Record]:
-    """Return the first of an organization's own usage; raises Failure if it lacks some."""
-    listing = whole._replace(organization=owner)
+def read_own(client: Client, listing: Listing, owned: set[Any], size: int) -> list[Record]:
+    """Return a page of an organization's own usage; raises Failure if it lacks what is owned."""
     [page] = client.get([listing])
-    owned = {subject_of(row) for row in first if row.organization.id == owner.id}
-    if len(page.rows) < page.limit and owned - set(map(subject_of, page.rows)):
+    if owned - set(map(subject_of, page.rows)) and len(page.rows) < min(page.limit, size):
         raise Failure(f"{listing}: lacks instances that the partner-wide usage has")
     return page.rows
 
 
 def describe_usage(pages: Sequence[Page], own: list[Record] | None, raw: list[Any]) -> list[str]:
     """Return what one or two pages, and one of an organization, show of what is undocumented."""
-    first, second, counted = pages[0].rows, [r for p in pages[1:] for r in p.rows], pages[0].counted
-    keys, size = set(map(subject_of, first)), len(first)
-    rows = first + [row for row in second if subject_of(row) not in keys]
-    fresh, shared = len(rows) - size, Counter(row.instance_id for row in rows)
-    fits = "everything fits on one page" if counted <= size else "the first page only"
-    count = limit = offset = honoured = f"not seen: {fits if first else 'no usage'}"
+    first, counted, size = pages[0].rows, pages[0].counted, len(pages[0].rows)
+    second = {identity_of(row): row for page in pages[1:] for row in page.rows}
+    rows = list({**{identity_of(row): row for row in first}, **second}.values())
+    fresh = len(second.keys() - set(map(identity_of, first)))
+    fits = pages[1:] and not second and counted <= size
+    seen = "everything fits on one page" if fits else "the first page only"
+    count = limit = offset = honoured = f"not seen: {seen if first else 'no usage'}"
     if first and not counted:
         count = "not given"
     elif fresh or counted != size:
@@ -1264,8 +1267,7 @@ def describe_usage(pages: Sequence[Page], own: list[Record] | None, raw: list[An
     if fresh or lowered < PAGE_SIZE:
         limit = f"lowered to {lowered}" if lowered < PAGE_SIZE else "not lowered"
     if second:
-        moved = "moves on" if fresh == len(second) else "records move"
-        offset = moved if fresh else "ignored"
+        offset = "moves on" if fresh == len(second) else "records move" if fresh else "ignored"
     elif first and (not pages[1:] or counted > size):
         offset = "failed, see the error"
     if first:
@@ -1280,22 +1282,23 @@ def describe_usage(pages: Sequence[Page], own: list[Record] | None, raw: list[An
         f"usage, limit: {limit}",
         f"usage, offset: {offset}",
         f"usage, organization filter: {honoured}",
-        f"usage, instances with several records: {sum(n > 1 for n in shared.values())}",
+        f"usage, further records of an instance: {len(rows) - len({r.instance_id for r in rows})}",
         f"usage, status fields: {', '.join(fields) or 'none'}",
     ]
 
 
 def describe_profiles(answers: Mapping[Listing, Any], book: PriceBook) -> list[str]:
     """Return a table of the profiles in the answers, with list prices at the period's end."""
-    usage = [(each.kind, row) for each, a in answers.items() if each.kind for row in rows_of(a)]
-    texts = [tuple(str(row.get(name)).strip() for name in RECORD_TEXTS[:7]) for _, row in usage]
     things: Counter[tuple[str, str, str, str]] = Counter()
-    for (kind, (_, profile, *_)), row in {(k, t): row for (k, row), t in zip(usage, texts)}.items():
-        things[profile, kind, "", ""] += 1
-        for each in rows_of({"items": row.get("parameters")}):
-            label = "number" if LABEL.fullmatch(str(each.get("label_value")).strip()) else "text"
-            nature = f"{label} label" if each.get("is_label") else "quantity"
-            things[profile, kind, str(each.get("name")).strip(), nature] += 1
+    usage = [(each.kind, row) for each, a in answers.items() if each.kind for row in rows_of(a)]
+    for kind, row in {(k, *map(str, map(r.get, RECORD_TEXTS))): (k, r) for k, r in usage}.values():
+        with suppress(Failure):  # what is not as documented is reported elsewhere
+            [profile] = texts_of(row, ["profile_name"])
+            things[profile, kind, "", ""] += 1
+            for each in objects(row.get("parameters"), "parameters"):
+                name, label = texts_of(each, ["name", "label_value"])
+                nature = f"{'number' if LABEL.fullmatch(label) else 'text'} label"
+                things[profile, kind, name, nature if each.get("is_label") else "quantity"] += 1
     table = [["Profile", "Kind", "Records", f"List price ({book.settings.currency})"]]
     for (profile, kind, name, nature), number in sorted(things.items()):
         thing = profile, name or INSTANCE
@@ -1310,12 +1313,12 @@ def report_unbilled(
 ) -> None:
     """Warn of what a bill would warn of, and print the lines that the price book lacks."""
     records = sorted(itertools.chain(*(rows for rows, _ in samples)), key=subject_of)
-    named = {record.organization.id: record.organization for record in records}
+    settings, named = client.settings, {r.organization.id: r.organization for r in records}
     new = [named[id_] for id_ in sorted(named.keys() - {each.id for each in listed})]
-    book, owners = resolve(raw_book, [*listed, *new]), [*listed, *new]
-    if client.settings.organizations:
-        owners = choose(client.settings.organizations, listed)
-        records = [record for record in records if record.organization.id in {o.id for o in owners}]
+    known = [*listed, *(new if settings.reconcile and not settings.organizations else ())]
+    book, owners = resolve(raw_book, known), choose(settings.organizations, known)
+    ids = {each.id for each in owners}
+    records = [record for record in records if record.organization.id in ids]
     parts = [r._replace(period=part) for r in records for part in book.parts(r.organization.id)]
     nobody = Organization("", "", "")
     bill = Bill(book, owners, bill_owner(nobody, parts, book))
@@ -1326,11 +1329,9 @@ def report_unbilled(
     doubts = bill._replace(lines=bill_owner(nobody, records, book)).doubts()
     client.screen.say(*doubts, *unbilled, about="warning")
     client.statuses.update([3] if unbilled else [])
-    starts: dict[str, datetime] = {}
-    for line in bill.lines:
-        profile, start = line.record.profile, line.record.period.start
-        if line.hours and not line.price and line.dimension == INSTANCE:
-            starts[profile] = min(start, starts.get(profile, start))
+    lacking = [x.record for x in bill.lines if x.hours and not x.price and x.dimension == INSTANCE]
+    lacking.sort(key=attrgetter("period.start"), reverse=True)
+    starts = {record.profile: record.period.start for record in lacking}  # the earliest
     client.screen.say(*price_lines(starts, raw_book))
 
 
@@ -1341,8 +1342,8 @@ def price_lines(starts: Mapping[str, datetime], book: PriceBook) -> list[str]:
     needed = ["profile", "hourly_rate", *(["effective_from"] if taken else [])]
     columns, text = list(dict.fromkeys([*book.columns, *needed])), io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    for profile, start in sorted(starts.items()):
-        begins = format_moment(start) if profile in taken else ""
+    for profile in sorted(each for each in starts if each.isprintable() and each[0] not in "#*"):
+        begins = format_moment(starts[profile]) if profile in taken else ""
         writer.writerow({"profile": profile, "effective_from": begins})
     lines = text.getvalue().splitlines()
     return ["", f"Add, with a rate ({','.join(columns)}):", *lines] if lines else []
@@ -1410,7 +1411,7 @@ def run(
     unused, notes = bill.parameters()
     unbilled = [*bill.unpriced(), *bill.book.unknown, *bill.left_out(), *unused]
     screen.say(*bill.doubts(), *unbilled, about="warning")
-    summary = [*bill.summary(), *notes, note, *audit(book)]
+    summary = [*audit(book)[:1], "", *bill.summary(), *notes, note, *audit(book)[1:]]
     return 3 if unbilled else 0, [*summary, *write_files(bill, now)]
 
 

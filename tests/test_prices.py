@@ -201,11 +201,6 @@ def test_all_bad_lines_are_reported(run: Run, lines: str, numbers: list[int], en
     assert [line for line, _ in bad_lines(run(prices=text))] == numbers
 
 
-def test_each_of_many_bad_lines_is_reported(run: Run) -> None:
-    errors = bad_lines(run(prices=SHORT + "gpu,x\n" * 1000))
-    assert [line for line, _ in errors] == [*range(2, 1002)]
-
-
 def test_the_shipped_book_prices_everything_of_the_small_partner(run: Run) -> None:
     result = run("--month=2026-06", partner=None, prices=None)
     assert (result.status, result.warnings) == (0, [])
