@@ -239,7 +239,7 @@ def test_cron_line_bills_once_at_a_time(start: Start, prepare: Prepare, tmp_path
     (tmp_path / "ncp_metrics.py").symlink_to(SCRIPT)
     readme = SCRIPT.with_name("README.md").read_text(encoding="utf-8")
     [line] = re.findall(r"^[0-9*]+(?: [0-9*]+){4} +(.*)$", readme, re.MULTILINE)
-    line = line.replace("/srv/billing", str(tmp_path)).replace(".venv/bin/python", sys.executable)
+    line = line.replace("~/billing", str(tmp_path)).replace(".venv/bin/python", sys.executable)
     bill = partial(start, "sh", "-c", line, **dict.fromkeys(settings, ""))
     with open(tmp_path / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -247,5 +247,6 @@ def test_cron_line_bills_once_at_a_time(start: Start, prepare: Prepare, tmp_path
     began = datetime.now(timezone.utc)
     assert end(bill()) == (0, "", "")
     raw, sorted_ = sorted(tmp_path.glob("ncp-metrics-*.csv"))
+    assert str(sorted_) in (tmp_path / "billing.log").read_text(encoding="utf-8")
     assert {path.stat().st_mode & 0o777 for path in (raw, sorted_)} == {0o600}
     assert raw.name >= f"ncp-metrics-{began:%m%d%Y-%H%M%S}.csv"
