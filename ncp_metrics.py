@@ -7,7 +7,7 @@
 
 settings and their defaults, by environment or flag (which wins):
 {settings}
-  --from, --to               ISO 8601 dates or times, the end excluded
+  --from, --to               ISO 8601 dates or times, end excluded
   --no-reconcile             same as RECONCILE=0
   --org NAME_OR_ID           bill this organization only; repeatable
   --check                    report how the API answers and what needs a price
@@ -164,7 +164,7 @@ SETTINGS: tuple[tuple[str, str, str | None, str, Callable[[str], object], str], 
     ("RAFAY_CONSOLE_URL", "", None, URL, read_url, "console host:port or https://host (required)"),
     ("RAFAY_DEFAULT_API_KEY", "", None, "[!-~]+", str, "the API key that reads usage (required)"),
     ("PARTNER_API_KEY", "", None, "[!-~]+", str, "the key that lists organizations (required)"),
-    ("RAFAY_OPS_CONSOLE_URL", "", "", URL, read_url, "https:// host of it (RAFAY_CONSOLE_URL)"),
+    ("RAFAY_OPS_CONSOLE_URL", "", "", URL, read_url, "Ops Console, https:// (RAFAY_CONSOLE_URL)"),
     ("BILLING_MONTH", "--month", "", r"last|2\d{3}-(0[1-9]|1[0-2])", str, "2026-06 or last (none)"),
     ("DAYS", "--days", "30", DAYS, int, "the last so many days, 1 to 3650 (30)"),
     ("TIMEZONE", "--timezone", "UTC", "[A-Z].*", read_zone, "IANA zone where months begin (UTC)"),
@@ -253,7 +253,7 @@ def choose_period(
         period = calendar_month(parse_moment("--month", f"{month}-01", zone), zone)
     if period.start >= min(period.end, now) or (from_to and period.end > now):
         start, end, at = map(format_moment, (*period, now))
-        raise ValueError(f"--month, --from, --to: {end} is not after {start}, or after now, {at}")
+        raise ValueError(f"--month/--from/--to: {start} to {end} is empty or ends after now, {at}")
     whole = period if period == calendar_month(period.start, zone) else None
     return period._replace(end=min(period.end, now)), whole
 
