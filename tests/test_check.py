@@ -93,6 +93,19 @@ def test_each_unknown_is_reported(
     assert len(asked) <= 6
 
 
+SAYS_400 = Fault(edit=lambda answer: {**answer, "limit": 400})
+
+
+@pytest.mark.parametrize(
+    ("fault", "offset", "fact"),
+    [(SAYS_400, "0", "limit: lowered to 10"), (Fault(status=404), "10", "offset: failed, see the")],
+)
+def test_what_the_second_page_shows(run: Run, fault: Fault, offset: str, fact: str) -> None:
+    there = always(fault, lambda request: request.query.get("offset") == offset)
+    result = check(run, partner=None, behaviour=Behaviour(max_limit=10), fault=there)
+    assert f"compute usage, {fact}" in result.stdout
+
+
 @cases(
     "behaviour, line",
     {
@@ -161,9 +174,6 @@ def test_nothing_on_stdout_names_a_tenant_project_instance_or_key(run: Run, stan
     assert result.status == 3
 
 
-# The price book
-
-
 def test_profiles_and_parameters_are_listed_with_nature_and_price(run: Run) -> None:
     prices = "profile,dimension,effective_from,hourly_rate\ngpu,,,2.50\n"
     prices += "gpu,,2026-06-15,2.75\ngpu,disk,,0.1\n"
@@ -185,7 +195,7 @@ def test_profiles_and_parameters_are_listed_with_nature_and_price(run: Run) -> N
 def test_missing_prices_can_be_pasted_and_are_refused_until_filled_in(
     run: Run, header: str, expected: list[str]
 ) -> None:
-    names = ({"profile_name": name} for name in ("b, c", "a", "a"))
+    names = ({"profile_name": name} for name in ("b, c", "a", "a", "#1", "*"))
     partner = metered(*names)
     result = check(run, partner=partner, prices=f"{header}\n")
     lines = result.stdout.split("):\n")[1].split("\n\n")[0].splitlines()
@@ -290,18 +300,19 @@ def test_a_filter_that_is_ignored_shows_even_if_one_tenant_fills_the_first_page(
     assert (result.status, "ignored the organization filter" in error) == (1, True)
 
 
-@pytest.mark.parametrize(("flags", "status"), [("", 0), ("--org=Tenant b", 3)])
+@pytest.mark.parametrize(
+    ("flags", "priced", "status"),
+    [([], "gpu", 0), (["--org=Tenant b"], "gpu", 3), (["--org=Tenant b"], "other", 0)],
+)
 def test_usage_of_one_organization_is_looked_at_beyond_the_first_pages(
-    run: Run, flags: str, status: int
+    run: Run, flags: list[str], priced: str, status: int
 ) -> None:
+    more: Any = {
+        "prices": f"profile,hourly_rate\n{priced},1\n",
+        "behaviour": Behaviour(max_limit=1),
+    }
     used = metered({}, {}, {}, {"profile_name": "other"}, owners="aaab")
-    prices = "profile,hourly_rate\ngpu,1\n"
-    flag = [flags] if flags else []
-    result = check(run, *flag, partner=used, prices=prices, behaviour=Behaviour(max_limit=1))
-    assert (result.status, "\nother, " in result.stdout.replace(",", ", ")) == (
-        status,
-        bool(status),
-    )
+    assert check(run, *flags, partner=used, **more).status == status
 
 
 def test_a_parameter_may_be_on_a_page_that_was_not_read(run: Run) -> None:

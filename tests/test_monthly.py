@@ -43,9 +43,6 @@ def monthly(result: Result) -> list[str]:
     return [" ".join(row[c] for c in columns) for row in result.rows if row["charge"] != "usage"]
 
 
-# What is paid
-
-
 @pytest.mark.parametrize(
     ("hours", "usage_line", "shortfall", "total"),
     [
@@ -139,9 +136,6 @@ def test_unpriced_usage_counts_as_nothing_and_is_reported(run: Run) -> None:
     result = run(prices=f"{BOOK}gpu,Acme,,,,,,,7\n", partner=partner([instance("1")]))
     assert (result.status, monthly(result)) == (3, ["gpu minimum 7 7.00"])
     assert ["gpu has no price: 1.00 hours" in each for each in result.warnings] == [True]
-
-
-# Where the lines stand, and what is said of them
 
 
 def test_lines_follow_the_organizations_usage_and_the_summary_says_what_they_are(run: Run) -> None:
@@ -251,9 +245,6 @@ def test_fees_never_split_a_period(run: Run) -> None:
     flags = ("--from=2026-05-15", "--to=2026-06-15")
     result = run(*flags, prices=lines, partner=partner([instance("1")]))
     assert [row["period_start"] for row in result.rows] == ["2026-05-15T00:00:00Z"]
-
-
-# What the price book may say
 
 
 @cases(
