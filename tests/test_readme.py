@@ -132,7 +132,7 @@ MESSAGES: dict[str, Any] = {
     "is not text": metered({"instance_name": 7}),
     "more hours than the period has": metered({"usage": "720.02h"}),
     "already has this price": {"prices": f"{PRICES}gpu,1\n"},
-    "' is not listed": {"prices": "profile,organization,hourly_rate\ngpu,nobody,1\n"},
+    "is not listed": {"prices": "profile,organization,hourly_rate\ngpu,nobody,1\n"},
     "nothing to bill": {"prices": "profile,dimension,hourly_rate\ngpu,CPU,1\n"},
     "not a calendar month": {
         "prices": "profile,organization,monthly_rate\na,northwind,1\n",
