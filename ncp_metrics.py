@@ -112,7 +112,7 @@ class Transient(Exception):
 
 
 class Stopped(BaseException):
-    """A signal, whose number is the argument, ends the run."""
+    """The signal that is the argument ends the run."""
 
 
 # Settings
@@ -916,7 +916,7 @@ class Line(NamedTuple):
     """A line of the bill; without a price, it has no amount, in currency units, either."""
 
     record: Record
-    charge: str  # USAGE, FEE, or MINIMUM: what is missing to it
+    charge: str  # USAGE, FEE, or MINIMUM: a shortfall
     dimension: str
     hours: Decimal  # of the dimension
     price: Price | None
@@ -924,7 +924,7 @@ class Line(NamedTuple):
 
 
 def bill_owner(owner: Organization, records: Iterable[Record], book: PriceBook) -> list[Line]:
-    """Return an organization's lines: usage, rounded once, half up; fees; lacks of minimums."""
+    """Return an organization's lines: usage, rounded once, half up; fees; shortfalls."""
     month, unit = book.settings.month, MINOR_UNITS[book.settings.currency]
     find = lru_cache(maxsize=None)(book.find)
     lines = []
