@@ -70,12 +70,12 @@ VERSION = "ncp_metrics 2.0.0"
 KINDS = ("compute", "service")
 INSTANCE = "instance"  # the dimension that every instance has: its own hours
 PAGE_SIZE = 400  # rows; what Rafay's own API collection asks for
-CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0  # of silence; a call in Rafay's documents took 2.7 s
-ATTEMPTS, BACKOFF_SECONDS = 6, 0.5  # before the second, doubled before each further one
-RETRY_AFTER_SECONDS, SILENCE_SECONDS = 30.0, 900.0  # the longest obeyed; without any answer
+CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0  # READ: of silence; a documented call took 2.7 s
+ATTEMPTS, BACKOFF_SECONDS = 6, 0.5  # before the second attempt, then doubled each time
+RETRY_AFTER_SECONDS, SILENCE_SECONDS = 30.0, 900.0  # the longest that is obeyed; without an answer
 STEP_SECONDS = 0.5  # the longest wait in one go: a signal just before it is handled after it
-MAX_PAGES, MAX_ANSWER_BYTES = 10_000, 64 * 2**20  # of one list; of one page
-MAX_INSTANCE_HOURS, MAX_QUANTITY_HOURS = Decimal(10**6), Decimal(10**21)  # a century; of bytes
+MAX_PAGES, MAX_ANSWER_BYTES = 10_000, 64 * 2**20  # of a list; of a page
+MAX_INSTANCE_HOURS, MAX_QUANTITY_HOURS = Decimal(10**6), Decimal(10**21)  # more is a defect
 MAX_HINTS, MAX_QUOTE = 5, 300  # nearest names, slow to find; characters of a server's text
 # Of ISO 4217, with the digits of their minor unit where these are not 2.
 CURRENCIES = """
@@ -88,7 +88,7 @@ SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND3 TOP TRY TTD
 USD USN UYI0 UYU UYW4 UZS VED VES VND0 VUV0 WST XAD XAF0 XCD XCG XOF0 XPF0 YER ZAR ZMW ZWG"""
 MINOR_UNITS = {c[:3]: Decimal(1).scaleb(-int(c[3:] or 2)) for c in CURRENCIES.split()}
 EXACT = decimal.Context(prec=1_000_000, rounding=decimal.ROUND_HALF_UP)  # for sums and products
-NO_HOURS, ROUNDING = Decimal("0.00"), Decimal("0.01")  # the most a record may be rounded up
+NO_HOURS, ROUNDING = Decimal("0.00"), Decimal("0.01")  # ROUNDING: of the usage of a record
 LABEL = re.compile(r"[0-9]{1,21}(\.[0-9]+)?")
 HOURS = re.compile(r"-?[0-9]+(\.[0-9]+)?h")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # or not a character
@@ -358,7 +358,7 @@ class PriceBook:
         return [*map(Period, moments, moments[1:])]
 
     def _changes(self, owner: str) -> dict[Thing, set[datetime]]:
-        """Return when its prices (blank: everyone's) change in the period; never, for own ones."""
+        """Return when prices of an owner (blank: everyone's that do) change in the period."""
         changes, (start, end) = {}, self.period
         for thing in self.index.get((USAGE, owner), ()):
             prices = [price for kind in KINDS for price in self.ranked(owner, kind, thing)]
@@ -1356,6 +1356,7 @@ def handle_signals(stopping: bool) -> None:
     """Let signals end the run, or do nothing; except those ignored from the start, as by nohup."""
 
     def handle(number: int, _frame: object) -> None:
+        """Raise Stopped, once, if signals end the run."""
         if stopping:
             handle_signals(stopping=False)  # let no further signal disturb the end
             raise Stopped(signal.Signals(number))

@@ -233,6 +233,11 @@ def test_missing_prices_can_be_pasted_and_are_refused_until_filled_in(
             [],
         ),
         "negotiated": ("gpu,,Tenant a,,,1\ngpu,,Tenant b,,,1", [], []),
+        "gaps of two": (
+            "gpu,,Tenant b,,2026-06-15,1\ngpu,,,,2026-05-01,9",
+            ["instance of gpu has no price"],
+            ["gpu,,,2026-06-01T00:00:00Z,,"],
+        ),
         "negotiated by one": ("gpu,,Tenant a,,,1", ["has no price"], ["gpu,,,,,"]),
         "unknown organization": (
             "gpu,,,,,1\ngpu,,Tenant c,,,1",
