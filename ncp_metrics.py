@@ -3,23 +3,10 @@
 # requires-python = ">=3.9"
 # dependencies = ["requests>=2.25.1", "python-dateutil>=2.8.1"]
 # ///
-"""Bill the usage metered by a Rafay partner, and fees, as two CSV files.
+"""Bill the usage that a Rafay partner's controller meters, as CSV files for a billing system.
 
-settings and their defaults, by environment or flag (which wins):
-{settings}
-  --from, --to               ISO 8601 dates or times, end excluded
-  --no-reconcile             same as RECONCILE=0
-  --org NAME_OR_ID           bill this organization only; repeatable
-  --check                    report how the API answers and what needs a price
-  -q, --quiet                print warnings and errors only
-  -h, --help; --version      print this help; the version
-
-exit status:
-  0              both files written, everything priced
-  1              failed (network, API, disk): no file written
-  2              settings, flags or price book wrong: no file written
-  3              both files written, but something may be unbilled: see stderr
-  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM: no file written
+README.md is the manual. From top to bottom, this file follows the data: settings and price book,
+organizations, usage and its control, lines of the bill, warnings, files, summary.
 """
 
 from __future__ import annotations
@@ -36,403 +23,429 @@ import difflib
 import gc
 import hashlib
 import io
-import itertools
 import json
+import math
 import multiprocessing.pool
 import os
-import random
 import re
 import shutil
 import socket
 import ssl
 import sys
+import tempfile
 import threading
 import time
+import unicodedata
 import zoneinfo
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
-from datetime import datetime, timedelta, timezone, tzinfo
+from argparse import ArgumentTypeError
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from functools import lru_cache, partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+from urllib.parse import urlencode
 
 import requests
 import urllib3
 from dateutil import tz
 from dateutil.parser import isoparse
+from dateutil.relativedelta import relativedelta
 
 # Constants and errors
 
-VERSION = "ncp_metrics 2.0.0"
-KINDS = ("compute", "service")
+VERSION = "ncp_metrics 3.0.0"
+
+PROFILE_TYPES = ("compute", "service")
 INSTANCE = "instance"  # the dimension that every instance has: its own hours
+MONTH = "month"  # the dimension of fees and minimums
+ALL_PROFILES = "*"  # the profile of a minimum that counts all of them
+USAGE, FEE, MINIMUM = "usage", "fee", "minimum"  # the charges
+
 PAGE_SIZE = 400  # rows; what Rafay's own API collection asks for
-CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0  # READ: of silence; a documented call took 2.7 s
-ATTEMPTS, BACKOFF_SECONDS = 6, 0.5  # before the second attempt, then doubled each time
-RETRY_AFTER_SECONDS, SILENCE_SECONDS = 30.0, 900.0  # the longest that is obeyed; without an answer
+WHOLE_LIST_SIZE = 10_000  # rows; for a list that contradicted itself
+PAGES_TOGETHER = 100  # of one list
+MAX_ROWS = 4_000_000  # of one list
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0  # of silence; Rafay's documented call took 2.7 s
+ATTEMPTS = 6
+BACKOFF_SECONDS = 0.5  # before the second attempt; doubled before each later one
+RETRY_AFTER_SECONDS = 30.0  # the longest wait that a server may ask for
 STEP_SECONDS = 0.5  # the longest wait in one go: a signal just before it is handled after it
-MAX_PAGES, MAX_ANSWER_BYTES = 10_000, 64 * 2**20  # of a list; of a page
-MAX_INSTANCE_HOURS, MAX_QUANTITY_HOURS = Decimal(10**6), Decimal(10**21)  # more is a defect
-MAX_HINTS, MAX_QUOTE = 5, 300  # nearest names, slow to find; characters of a server's text
-# Of ISO 4217, with the digits of their minor unit where these are not 2.
-CURRENCIES = """
-AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD3 BIF0 BMD BND BOB BOV BRL BSD BTN BWP BYN BZD
-CAD CDF CHE CHF CHW CLF4 CLP0 CNY COP COU CRC CUP CVE CZK DJF0 DKK DOP DZD EGP ERN ETB EUR FJD FKP
-GBP GEL GHS GIP GMD GNF0 GTQ GYD HKD HNL HTG HUF IDR ILS INR IQD3 IRR ISK0 JMD JOD3 JPY0 KES KGS KHR
-KMF0 KPW KRW0 KWD3 KYD KZT LAK LBP LKR LRD LSL LYD3 MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN
-MXV MYR MZN NAD NGN NIO NOK NPR NZD OMR3 PAB PEN PGK PHP PKR PLN PYG0 QAR RON RSD RUB RWF0 SAR SBD
-SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND3 TOP TRY TTD TWD TZS UAH UGX0
-USD USN UYI0 UYU UYW4 UZS VED VES VND0 VUV0 WST XAD XAF0 XCD XCG XOF0 XPF0 YER ZAR ZMW ZWG"""
-MINOR_UNITS = {c[:3]: Decimal(1).scaleb(-int(c[3:] or 2)) for c in CURRENCIES.split()}
-EXACT = decimal.Context(prec=1_000_000, rounding=decimal.ROUND_HALF_UP)  # for sums and products
-NO_HOURS, ROUNDING = Decimal("0.00"), Decimal("0.01")  # ROUNDING: of the usage of a record
-LABEL = re.compile(r"[0-9]{1,21}(\.[0-9]+)?")
-HOURS = re.compile(r"-?[0-9]+(\.[0-9]+)?h")
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # or not a character
+SETTLING = timedelta(hours=1)  # Rafay: usage is aggregated within about an hour
+MIN_KEY_LENGTH = 8  # characters; replacing a shorter text would spoil every message
+MAX_ERROR = 500  # characters of an error, which may quote a server
+MAX_HINTS = 5  # nearest names, which are slow to find
+
+HUNDREDTH = Decimal("0.01")  # of an hour: the scale of Rafay's `usage`
+MAX_INSTANCE_HOURS = Decimal(10**6)  # of one record; more is a defect
+MAX_QUANTITY_HOURS = Decimal(10**21)  # of one parameter; more is a defect
+NO_DECIMALS = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF".split()
+THREE_DECIMALS = "BHD IQD JOD KWD LYD OMR TND".split()
+EXACT = decimal.Context(prec=1_000_000)  # digits: sums and products are never rounded
+
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-PORT = r"(:([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]))?"
-LOOPBACK = re.compile(rf"https?://(localhost|127(\.\d{{1,3}}){{3}}|\[::1\]){PORT}", re.I)
+LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
+PLAIN_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
+LABEL_NUMBER = re.compile(r"[0-9]{1,21}(\.[0-9]+)?")
+HOURS = re.compile(r"[0-9]+(\.[0-9]+)?h")
+DATE_OR_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
+)
+# Line breaks and other control characters, and surrogates, which UTF-8 cannot hold.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Failure(Exception):
-    """The run ends with this exit status; each other argument is one line on stderr."""
+    """The run ends without a file; each argument is one line on stderr."""
 
-    def __init__(self, *problems: str, status: int = 1) -> None:
-        super().__init__(*problems)
-        self.status = status
+    status = 1
+
+
+class Mistake(Failure):
+    """Settings, flags or the price book are wrong."""
+
+    status = 2
 
 
 class Transient(Exception):
-    """What failed may succeed when it is tried again."""
+    """A request failed that may succeed when it is made again."""
 
-    retry_after = 0.0  # seconds, if more than 0
+    retry_after: float | None = None  # seconds, if the server said so
 
 
 class Stopped(BaseException):
-    """The signal that is the argument ends the run."""
+    """A signal, the argument, ends the run."""
+
+
+def minor_digits(currency: str) -> int:
+    """Return how many decimals the amounts of a currency have (ISO 4217)."""
+    if currency in NO_DECIMALS:
+        return 0
+    if currency in THREE_DECIMALS:
+        return 3
+    return 2
+
+
+def round_half_up(value: Decimal, digits: int) -> Decimal:
+    """Round to so many decimals; nothing else rounds hours or money."""
+    return value.quantize(Decimal(1).scaleb(-digits), decimal.ROUND_HALF_UP)
 
 
 # Settings
 
 
-class Settings(NamedTuple):
-    """What a run is told, checked."""
+class Settings(argparse.Namespace):
+    """What a run is told by flags and environment, checked."""
 
-    rafay_console_url: str
-    rafay_default_api_key: str
+    console_url: str
+    ops_console_url: str
+    default_api_key: str
     partner_api_key: str
-    rafay_ops_console_url: str
+    billing_month: str | None
+    days: int | None
+    start: str | None
+    end: str | None
     timezone: tzinfo
     currency: str
-    pricing_file: str
-    output_dir: str
+    pricing: str
+    output_dir: Path
     workers: int
-    reconcile: int
-    organizations: Sequence[str]  # of --org
-    period: Period  # up to now at most
-    month: Period | None  # all of the calendar month that is billed, also if it is not over
+    reconcile: bool
+    org: list[str]
+    check: bool
+    quiet: bool
+    verbose: bool
+    period: Period  # what is billed: up to now at most
+    month: Period | None  # all of the calendar month that is billed, if it is one
+    provisional: bool  # whether usage of the month may still arrive
 
 
-def read_url(text: str) -> str:
-    """Return a console's URL without a trailing slash."""
-    url = text.lower().removesuffix("/")
-    return url if "://" in url else f"https://{url}"
+def parse_text(text: str) -> str:
+    """Return a text that is not blank: an unset variable in a flag is a mistake."""
+    if not text.strip():
+        raise ArgumentTypeError("is blank")
+    return text.strip()
 
 
-def read_zone(text: str) -> tzinfo:
+def parse_key(text: str) -> str:
+    """Return an API key; no message shows it."""
+    if len(text) < MIN_KEY_LENGTH or not re.fullmatch("[!-~]+", text):
+        raise ArgumentTypeError(f"is not a key: {MIN_KEY_LENGTH} or more printable characters")
+    return text
+
+
+def parse_url(text: str) -> str:
+    """Return a console's URL without a path; no message shows it, as it may hold a password."""
+    if "://" not in text:
+        text = f"https://{text}"
+    wrong = ArgumentTypeError("is not host, host:port or https://host (http:// for loopback only)")
+    try:
+        url = urllib3.util.parse_url(text)
+    except urllib3.exceptions.LocationParseError:
+        raise wrong from None
+    console = f"{url.scheme}://{url.netloc}"
+    # Whatever else a URL may have, such as a path or a password, makes a difference here.
+    if not url.host or url.port == 0 or console != text.lower().removesuffix("/"):
+        raise wrong
+    # An API key never crosses a network in clear.
+    is_safe = url.scheme == "https" or (url.scheme == "http" and LOOPBACK.fullmatch(url.host))
+    if not is_safe:
+        raise wrong
+    return console
+
+
+def parse_month(text: str) -> str:
+    """Return `last`, or a month such as 2026-06."""
+    month = text.strip()
+    if month != "last" and not re.fullmatch("2[0-9]{3}-(0[1-9]|1[0-2])", month):
+        raise ArgumentTypeError(f"{text!r} is not a month, such as 2026-06 or last")
+    return month
+
+
+def parse_number(text: str, most: int) -> int:
+    """Return a whole number of 1 or more."""
+    if not re.fullmatch("[0-9]{1,4}", text.strip()) or not 1 <= int(text) <= most:
+        raise ArgumentTypeError(f"{text!r} is not a number from 1 to {most}")
+    return int(text)
+
+
+def parse_switch(text: str) -> bool:
+    """Return whether a switch is on."""
+    if text not in ("0", "1"):
+        raise ArgumentTypeError(f"{text!r} is not 1 or 0")
+    return text == "1"
+
+
+def parse_zone(text: str) -> tzinfo:
     """Return the zone of an IANA name; UTC needs no zone files."""
-    return timezone.utc if text == "UTC" else zoneinfo.ZoneInfo(text)
+    name = text.strip()
+    if name == "UTC":
+        return timezone.utc
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise ArgumentTypeError(f"{text!r} is not an IANA zone, such as Europe/Berlin") from None
 
 
-def read_folder(text: str) -> str:
-    """Return the absolute path of a directory that files can be written to; or raise OSError."""
-    path = os.path.abspath(text)
+def parse_currency(text: str) -> str:
+    """Return the code of a currency."""
+    code = text.strip()
+    if not re.fullmatch("[A-Z]{3}", code):
+        raise ArgumentTypeError(f"{text!r} is not an ISO 4217 code, such as USD")
+    return code
+
+
+def parse_directory(text: str) -> Path:
+    """Return a directory that files can be written to."""
+    path = parse_text(text)
     if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
-        raise OSError
-    return path
+        raise ArgumentTypeError(f"{text!r} is not a writable directory")
+    return Path(path).absolute()
 
 
-PRICING = str(Path(__file__).with_name("pricing.csv"))
-# http:// is for loopback only: an API key never crosses a network in clear.
-URL = rf"(?i:(https://)?([\w-]+(\.[\w-]+)*|\[[\da-f:.]+\]){PORT}|{LOOPBACK.pattern})/?"
-DAYS = "[1-9][0-9]{0,2}|[12][0-9]{3}|3[0-5][0-9]{2}|36[0-4][0-9]|3650"
-# Variable, flag, default (None: required), pattern, reader, meaning. Values may be keys: show none.
-SETTINGS: tuple[tuple[str, str, str | None, str, Callable[[str], object], str], ...] = (
-    ("RAFAY_CONSOLE_URL", "", None, URL, read_url, "console host:port or https://host (required)"),
-    ("RAFAY_DEFAULT_API_KEY", "", None, "[!-~]+", str, "the API key that reads usage (required)"),
-    ("PARTNER_API_KEY", "", None, "[!-~]+", str, "the key that lists organizations (required)"),
-    ("RAFAY_OPS_CONSOLE_URL", "", "", URL, read_url, "Ops Console, https:// (RAFAY_CONSOLE_URL)"),
-    ("BILLING_MONTH", "--month", "", r"last|2\d{3}-(0[1-9]|1[0-2])", str, "2026-06 or last (none)"),
-    ("DAYS", "--days", "30", DAYS, int, "the last so many days, 1 to 3650 (30)"),
-    ("TIMEZONE", "--timezone", "UTC", "[A-Z].*", read_zone, "IANA zone where months begin (UTC)"),
-    ("CURRENCY", "--currency", "USD", "|".join(MINOR_UNITS), str, "ISO 4217 code of amounts (USD)"),
-    ("PRICING_FILE", "--pricing", PRICING, "", os.path.abspath, "price book (beside the script)"),
-    ("OUTPUT_DIR", "--output-dir", ".", "", read_folder, "writable directory (working directory)"),
-    ("WORKERS", "", "8", "[1-9]|[12][0-9]|3[0-2]", int, "requests in flight, 1 to 32 (8)"),
-    ("RECONCILE", "", "1", "[01]", int, "compare with partner-wide usage: 1 or 0 (1)"),
-)
+EPILOG = """\
+required variables:
+  RAFAY_CONSOLE_URL      rafay.acme.com, host:port or https://rafay.acme.com/
+  RAFAY_DEFAULT_API_KEY  the key that reads usage
+  PARTNER_API_KEY        the key that lists organizations
+
+optional variables without a flag:
+  RAFAY_OPS_CONSOLE_URL  the Ops Console, if it has a host of its own
+                         (default: RAFAY_CONSOLE_URL)
+  WORKERS                requests in flight, 1 to 32 (default: 8)
+
+exit status:
+  0              files written, everything priced
+  1              failed (network, API, disk): no file written
+  2              settings, flags or price book wrong: no file written
+  3              files written, but something may not be billed: see the warnings
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM: no file written
+"""
 
 
-def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the flags, with what is wrong with them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.set_defaults(problems=[])
-    rows = []
-    for variable, flag, *_, meaning in SETTINGS:
-        rows.append(f"  {', '.join(filter(None, (variable, flag))):25}  {meaning}")
-        if flag:
-            parser.add_argument(flag, dest=variable, type=str.strip)
-    parser.add_argument("--no-reconcile", dest="RECONCILE", action="store_const", const="0")
-    parser.add_argument("--from", dest="start", type=str.strip)
-    parser.add_argument("--to", dest="end", type=str.strip)
-    parser.add_argument("--org", action="append", default=[], type=str.strip)
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("-q", "--quiet", action="store_true")
-    help_text = (__doc__ or "").replace("{settings}", "\n".join(rows))
-    parser.add_argument("-h", "--help", dest="text", action="store_const", const=help_text)
-    parser.add_argument("--version", dest="text", action="store_const", const=VERSION)
-    try:
-        flags, unknown = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:  # its message, and values below, may be API keys
-        flags, unknown = parser.parse_args([]), str(error.argument_name).split("/")
-    if unknown:
-        names = re.findall("^--[a-z-]{1,20}(?==|$)", "\n".join(unknown), re.MULTILINE)
-        flags.problems.append(f"{' '.join(names) or '(hidden)'}: unknown, or misused: see --help")
-    return flags
+class Parser(argparse.ArgumentParser):
+    """Plain argparse, but an API key that is given as a flag is not repeated."""
+
+    redact: Callable[[str], str]
+
+    def error(self, message: str) -> Any:
+        """Print the usage and an error, and exit with status 2."""
+        super().error(self.redact(message))
 
 
-def read_settings(flags: argparse.Namespace, environ: Mapping[str, str], now: datetime) -> Settings:
-    """Return the settings, None for each that is wrong; add to the problems of the flags."""
-    values: dict[str, Any] = {**dict.fromkeys(Settings._fields), "timezone": timezone.utc}
-    for variable, flag, default, pattern, read, meaning in SETTINGS:
-        by_flag = getattr(flags, variable, None)
-        text = by_flag or environ.get(variable, "").strip() or default
+def make_parser(environ: Mapping[str, str]) -> Parser:
+    """Return the parser of the flags, whose defaults come from the environment."""
+
+    def variable(name: str, default: str) -> str:
+        return environ.get(name, "").strip() or default
+
+    parser = Parser(
+        prog="ncp_metrics",
+        description="Bill the usage that a Rafay controller meters: hours x rate, as CSV files.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add_period = parser.add_mutually_exclusive_group().add_argument
+    month = "a calendar month: 2026-06 or last (BILLING_MONTH; default: none)"
+    add_period("--month", dest="billing_month", metavar="MONTH", type=parse_month, help=month)
+    days = "the last N days up to now, 1 to 3650 (DAYS; default: 30)"
+    add_period("--days", metavar="N", type=partial(parse_number, most=3650), help=days)
+    start = "an ISO 8601 date or time, with --to"
+    add_period("--from", dest="start", metavar="TIME", type=parse_text, help=start)
+    add("--to", dest="end", metavar="TIME", type=parse_text, help="the end, which is excluded")
+    zone = "IANA zone in which months and dates begin (TIMEZONE; default: UTC)"
+    default = variable("TIMEZONE", "UTC")
+    add("--timezone", metavar="ZONE", type=parse_zone, default=default, help=zone)
+    currency = "ISO 4217 code of every amount (CURRENCY; default: USD)"
+    default = variable("CURRENCY", "USD")
+    add("--currency", metavar="CODE", type=parse_currency, default=default, help=currency)
+    pricing = "the price book (PRICING_FILE; default: pricing.csv beside the script)"
+    default = variable("PRICING_FILE", str(Path(__file__).with_name("pricing.csv")))
+    add("--pricing", metavar="FILE", type=parse_text, default=default, help=pricing)
+    output_dir = "where the files go (OUTPUT_DIR; default: working directory)"
+    default = variable("OUTPUT_DIR", ".")
+    add("--output-dir", metavar="DIR", type=parse_directory, default=default, help=output_dir)
+    reconcile = "do not compare with the partner-wide usage (RECONCILE=0; default: 1)"
+    add("--no-reconcile", dest="reconcile", action="store_false", default=None, help=reconcile)
+    org = "bill this organization only, not reconciled; repeatable"
+    add("--org", metavar="NAME_OR_ID", type=parse_text, action="append", default=[], help=org)
+    add("--check", action="store_true", help="make the bill, but write no file")
+    add("-q", "--quiet", action="store_true", help="print warnings and errors only")
+    add("-v", "--verbose", action="store_true", help="print a line for each request")
+    add("--version", action="version", version=VERSION)
+    return parser
+
+
+def read_settings(
+    argv: Sequence[str] | None,
+    environ: Mapping[str, str],
+    now: datetime,
+    redact: Callable[[str], str],
+) -> Settings:
+    """Return the settings; raises Mistake, or SystemExit as argparse does."""
+
+    def read(name: str, parse: Callable[[str], Any], default: str = "") -> Any:
         try:
-            if text is None or (text and pattern and not re.fullmatch(pattern, text, re.A)):
-                raise ValueError
-            values[variable.lower()] = text and read(text)
-        except (KeyError, ValueError, OSError):  # no such zone; the working directory is gone
-            wrong = f"not {'valid' if text else 'set'}: expected {meaning.rpartition(' (')[0]}"
-            flags.problems.append(f"{flag if by_flag else variable}: {wrong}")
-    told = values.pop("billing_month", None), values.pop("days", None), values["timezone"]
+            return parse(environ.get(name, "").strip() or default)
+        except ArgumentTypeError as error:
+            raise Mistake(f"{name}: {error}") from None
+
+    parser = make_parser(environ)
+    parser.redact = redact
+    settings = parser.parse_args(argv, Settings())
+    required = ("RAFAY_CONSOLE_URL", "RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY")
+    missing = [name for name in required if not environ.get(name, "").strip()]
+    if missing:
+        raise Mistake(f"not set: {', '.join(missing)}: see --help")
+    settings.default_api_key = read("RAFAY_DEFAULT_API_KEY", parse_key)
+    settings.partner_api_key = read("PARTNER_API_KEY", parse_key)
+    settings.console_url = read("RAFAY_CONSOLE_URL", parse_url)
+    settings.ops_console_url = read("RAFAY_OPS_CONSOLE_URL", parse_url, settings.console_url)
+    for url in (settings.console_url, settings.ops_console_url):
+        if redact(url) != url:  # else it would be looked up as the name of a host
+            raise Mistake("RAFAY_CONSOLE_URL, RAFAY_OPS_CONSOLE_URL: one holds an API key")
+    settings.workers = read("WORKERS", partial(parse_number, most=32), "8")
+    if settings.reconcile is None:
+        settings.reconcile = read("RECONCILE", parse_switch, "1")
+    given = (settings.billing_month, settings.days, settings.start, settings.end)
+    if given == (None, None, None, None):
+        if environ.get("BILLING_MONTH", "").strip():
+            settings.billing_month = read("BILLING_MONTH", parse_month)
+        else:
+            settings.days = read("DAYS", partial(parse_number, most=3650), "30")
     try:
-        values["period"], values["month"] = choose_period(flags, *told, now.replace(microsecond=0))
+        choose_period(settings, now.replace(microsecond=0))
     except (ValueError, OverflowError) as error:
-        flags.problems.append(str(error))
-    return Settings(**values)._replace(organizations=flags.org)
+        raise Mistake(f"--month, --days, --from, --to: {error}") from None
+    return settings
 
 
 # Period
 
 
 class Period(NamedTuple):
-    """What is billed, or a part of it: aware UTC moments, start included, end excluded."""
+    """Aware UTC moments: the start is included, the end is not."""
 
     start: datetime
     end: datetime
 
 
-def choose_period(
-    flags: argparse.Namespace, month: str | None, days: int | None, zone: tzinfo, now: datetime
-) -> tuple[Period, Period | None]:
-    """Return the period up to now at most, and all of it if it is a month; raises ValueError."""
-    from_to = flags.start is not None or flags.end is not None  # a blank one bills no 30 days
-    if bool(flags.BILLING_MONTH) + bool(flags.DAYS) + from_to > 1:
-        raise ValueError("--month, --days and --from/--to exclude each other: give one period")
-    if not from_to and (flags.DAYS or not month):
-        return Period(now - timedelta(days=days or 1), now), None
-    if from_to:
-        texts = ("--from", flags.start or ""), ("--to", flags.end or "")
-        period = Period(*(parse_moment(name, text, zone) for name, text in texts))
-    elif month == "last":
-        period = calendar_month(calendar_month(now, zone).start - timedelta(days=1), zone)
+def choose_period(settings: Settings, now: datetime) -> None:
+    """Set the period up to now at most, and all of it if it is a month; raises ValueError."""
+    settings.month = None
+    settings.provisional = False
+    if settings.days:
+        settings.period = Period(now - timedelta(days=settings.days), now)
+        return
+    zone = settings.timezone
+    if settings.billing_month:
+        period = read_month(settings.billing_month, zone, now)
+    elif settings.start and settings.end:
+        period = Period(parse_time(settings.start, zone), parse_time(settings.end, zone))
+        if period.end > now:
+            raise ValueError(f"{settings.end} is after now, {format_time(now, zone)}")
     else:
-        period = calendar_month(parse_moment("--month", f"{month}-01", zone), zone)
-    if period.start >= min(period.end, now) or (from_to and period.end > now):
-        start, end, at = map(format_moment, (*period, now))
-        raise ValueError(f"--month/--from/--to: {start} to {end} is empty or ends after now, {at}")
-    whole = period if period == calendar_month(period.start, zone) else None
-    return period._replace(end=min(period.end, now)), whole
+        raise ValueError("--from and --to go together, and with no other period")
+    settings.period = Period(period.start, min(period.end, now))
+    if settings.period.start >= settings.period.end:
+        raise ValueError(f"from {format_time(period.start, zone)} on, the period is empty")
+    if period == month_of(period.start, zone):
+        settings.month = period
+        settings.provisional = now < period.end + SETTLING
 
 
-def calendar_month(moment: datetime, zone: tzinfo) -> Period:
-    """Return the calendar month of a moment in a zone."""
-    first = moment.astimezone(zone).date().replace(day=1)
-    days = first, (first + timedelta(days=32)).replace(day=1)
-    return Period(*(parse_moment("month", f"{day}", zone) for day in days))
+def read_month(text: str, zone: tzinfo, now: datetime) -> Period:
+    """Return the month of a text such as `2026-06`; `last` is the one before now."""
+    if text == "last":
+        this_month = month_of(now, zone)
+        return month_of(this_month.start - timedelta(days=1), zone)
+    return month_of(parse_time(f"{text}-01", zone), zone)
+
+
+def month_of(moment: datetime, zone: tzinfo) -> Period:
+    """Return the calendar month, in a zone, that a moment is in."""
+    first_day = moment.astimezone(zone).date().replace(day=1)
+    next_first_day = first_day + relativedelta(months=1)
+    return Period(midnight(first_day, zone), midnight(next_first_day, zone))
+
+
+def midnight(day: date, zone: tzinfo) -> datetime:
+    """Return when a day begins: an hour later where clocks go forward at midnight."""
+    begins = datetime(day.year, day.month, day.day, tzinfo=zone)
+    return tz.resolve_imaginary(begins).astimezone(timezone.utc)
 
 
 @lru_cache(maxsize=1000)
-def parse_moment(name: str, text: str, zone: tzinfo) -> datetime:
+def parse_time(text: str, zone: tzinfo) -> datetime:
     """Return an ISO 8601 date or time, in the zone unless it has an offset; raises ValueError."""
     try:
-        if not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)?)?", text, re.A):
-            raise ValueError
+        if not DATE_OR_TIME.fullmatch(text):
+            raise ValueError("another form")
         local = isoparse(text)
+        if "T" not in text:
+            return midnight(local.date(), zone)
         local = local.replace(tzinfo=local.tzinfo or zone)
-        if "T" not in text:  # where clocks go forward at midnight, the day begins an hour later
-            local = tz.resolve_imaginary(local)
-        elif tz.datetime_ambiguous(local) or not tz.datetime_exists(local):  # the clocks change
-            raise ValueError
+        if tz.datetime_ambiguous(local) or not tz.datetime_exists(local):
+            raise ValueError("the clocks change")
         return local.astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        raise ValueError(f"{name} {text!r} is no date, nor like 2026-06-01T00:00+02:00") from None
+        raise ValueError(
+            f"{text!r} is not a date or time, such as 2026-06-01 or 2026-06-01T00:00+02:00"
+        ) from None
 
 
 @lru_cache(maxsize=1000)
-def format_moment(moment: datetime) -> str:
-    """Return an aware UTC time as `2026-06-01T00:00:00Z`."""
-    return moment.replace(tzinfo=None, microsecond=0).isoformat() + "Z"
-
-
-# Price book
-
-Thing = tuple[str, str]  # what has a price: a profile, and a dimension of it
-USAGE, FEE, MINIMUM = "usage", "fee", "minimum"  # charges
-RATES = {"hourly_rate": USAGE, "monthly_rate": FEE, "monthly_minimum": MINIMUM}
-ALL = "*"  # the profile of a minimum for all profiles
-VALIDITY = {"effective_from": "1900-01-01", "effective_to": "9000-01-01"}
-TEXT_COLUMNS = ("profile", *RATES, "organization", "profile_type", "currency", "description")
-IF_BLANK = {**dict.fromkeys(TEXT_COLUMNS, ""), "dimension": INSTANCE, **VALIDITY}  # all columns
-
-
-class Price(NamedTuple):
-    """A line of the price book; a blank organization or profile type means every one."""
-
-    line: int
-    profile: str
-    dimension: str
-    organization: str  # a name or an id; once resolved, an id
-    profile_type: str
-    validity: Period
-    charge: str
-    rate: Decimal  # currency units for an hour, or for a month
-
-
-class PriceBook:
-    """Prices, found by charge and organization (blank: everyone), then by what has the price."""
-
-    def __init__(self, settings: Settings, sha256: str) -> None:
-        self.settings, self.sha256 = settings, sha256
-        self.path, self.period = settings.pricing_file, settings.period
-        self.columns: list[str] = []
-        self.prices: list[Price] = []
-        self.index: dict[tuple[str, str], dict[Thing, Any]] = defaultdict(lambda: defaultdict(dict))
-        self.parameters: dict[str, set[str]] = defaultdict(set)  # by profile
-        self.unknown: list[str] = []  # what is said of prices of unknown organizations
-        self.ranked = lru_cache(maxsize=None)(self._ranked)
-        self.changes = lru_cache(maxsize=None)(self._changes)
-
-    def add(self, price: Price) -> None:
-        """Add a price; raises ValueError if the same thing has one from the same moment."""
-        same = self.index[price.charge, price.organization][price.profile, price.dimension]
-        first = same.setdefault((price.profile_type, price.validity.start), price)
-        if first is not price:
-            raise ValueError(f"line {first.line} already has this price")
-        self.prices.append(price)
-        self.parameters[price.profile].update({price.dimension} - {INSTANCE})
-
-    def _ranked(self, owner: str, kind: str, thing: Thing) -> list[Price]:
-        """Return the prices of a thing, of which the first in force wins: the own come first."""
-        own, everyones = (self.index.get((USAGE, id_), {}).get(thing, {}) for id_ in (owner, ""))
-        ranked = [*sorted(own.items(), reverse=True), *sorted(everyones.items(), reverse=True)]
-        return [price for (for_kind, _), price in ranked if for_kind in ("", kind)]
-
-    def find(self, owner: str, kind: str, thing: Thing, at: datetime) -> Price | None:
-        """Return the price in force at a moment of the period, None if there is none."""
-        prices = self.ranked(owner, kind, thing)
-        return next((p for p in prices if p.validity.start <= at < p.validity.end), None)
-
-    def priced(self, owner: str, kind: str, profile: str) -> list[str]:
-        """Return the parameters of a profile with a price, which `resolve` keeps if in force."""
-        names = self.parameters.get(profile, ())
-        return [name for name in names if self.ranked(owner, kind, (profile, name))]
-
-    def parts(self, owner: str) -> list[Period]:
-        """Return the parts of the period in which what an organization pays does not change."""
-        edges = set().union(*{**self.changes(""), **self.changes(owner)}.values())
-        moments = [self.period.start, *sorted(edges), self.period.end]
-        return [*map(Period, moments, moments[1:])]
-
-    def _changes(self, owner: str) -> dict[Thing, set[datetime]]:
-        """Return when prices of an owner (blank: everyone's that do) change in the period."""
-        changes, (start, end) = {}, self.period
-        for thing in self.index.get((USAGE, owner), ()):
-            prices = [price for kind in KINDS for price in self.ranked(owner, kind, thing)]
-            moments = {start, *itertools.chain.from_iterable(p.validity for p in prices)}
-            inside = sorted(moment for moment in moments if start <= moment < end)
-            found = [[self.find(owner, kind, thing, each) for kind in KINDS] for each in inside]
-            later = zip(inside[1:], found, found[1:])
-            changes[thing] = {moment for moment, before, after in later if before != after}
-        return {thing: moments for thing, moments in changes.items() if moments or owner}
-
-
-def read_price_book(settings: Settings, problems: list[str]) -> PriceBook:
-    """Return the price book; add to the problems all that is wrong with it, by file and line."""
-    path, columns = str(settings.pricing_file), list[str]()
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise Failure(*problems, f"{path}: {error.strerror}", status=2) from None
-    book = PriceBook(settings, hashlib.sha256(content).hexdigest())
-    # Line by line: no cell may hold a line break, and a stray quote must not swallow prices.
-    lines = re.split(r"\r\n|\n|\r", content.decode("utf-8-sig", "surrogateescape"))
-    for number, line in enumerate(lines, start=1):
-        if line.startswith("#") or not line.replace(",", "").strip():
-            continue  # a spreadsheet's blank line is ",,"
-        try:
-            if CONTROL.search(line):
-                raise ValueError("a control character, or not UTF-8: save it as CSV UTF-8")
-            cells = [cell.strip() for cell in next(csv.reader([line], strict=True))]
-            if columns:
-                book.add(parse_price(number, columns, cells, settings))
-            elif wrong := [c for c in cells if c not in IF_BLANK or cells.count(c) > 1]:
-                raise ValueError(f"unknown or repeated columns {wrong}: use {', '.join(IF_BLANK)}")
-            else:
-                book.columns = columns = cells
-        except (csv.Error, ValueError, OverflowError) as error:
-            problems.append(f"{path}: line {number}: {error}")
-            if not columns:
-                return book
-    if not columns:
-        problems.append(f"{path}: needs a header, such as profile,hourly_rate")
-    return book
-
-
-def parse_price(line: int, columns: list[str], row: list[str], settings: Settings) -> Price:
-    """Return the price in a line; raises ValueError."""
-    if len(row) != len(columns):
-        raise ValueError(f"{len(row)} cells, but the header has {len(columns)}")
-    cells = {**IF_BLANK, **{column: cell for column, cell in zip(columns, row) if cell}}
-    rates = [column for column in RATES if cells[column]]
-    if len(rates) != 1:
-        raise ValueError(f"{len(rates)} rates: give one of {', '.join(RATES)}")
-    [rate], currency, zone = rates, settings.currency, settings.timezone
-    charge, hourly = RATES[rate], rate == "hourly_rate"
-    for column, pattern, meaning in (
-        ("profile", ".+" if charge == MINIMUM else rf"(?!\{ALL}$).+", "a name (* is for minimums)"),
-        (rate, r"[0-9]+(\.[0-9]+)?", "a plain decimal, such as 2.50"),
-        ("organization", ".*" if hourly else ".+", f"a name or id, needed for a {rate}"),
-        ("dimension", ".*" if hourly else INSTANCE, f"blank, as needed for a {rate}"),
-        ("profile_type", "(compute|service)?" if hourly else "", f"possible with a {rate}"),
-        ("currency", f"({currency or '.*'})?", f"CURRENCY, {currency}"),
-    ):
-        if not re.fullmatch(pattern, cells[column]):
-            raise ValueError(f"{column} {cells[column]!r} is not {meaning}")
-    validity = Period(*(parse_moment(each, cells[each], zone) for each in VALIDITY))
-    if validity.start >= validity.end:
-        raise ValueError("effective_to must be later than effective_from")
-    for name, moment in zip(VALIDITY, validity):
-        if not hourly and moment != calendar_month(moment, zone).start:
-            raise ValueError(f"{name} {cells[name]!r} is not the first moment of a month in {zone}")
-    unit = f"{MINOR_UNITS.get(currency, cells[rate])}"
-    if not hourly and len(cells[rate].partition(".")[2]) > len(unit.partition(".")[2]):
-        raise ValueError(f"{rate} {cells[rate]!r} has more decimals than {currency}")
-    names = cells["profile"], cells["dimension"], cells["organization"], cells["profile_type"]
-    return Price(line, *names, validity, charge, Decimal(cells[rate]))
+def format_time(moment: datetime, zone: tzinfo = timezone.utc) -> str:
+    """Return a time in a zone as `2026-06-01T00:00:00+02:00`; an offset of zero is `Z`."""
+    local = moment.astimezone(zone)
+    if local.utcoffset():
+        return local.isoformat(timespec="seconds")
+    return local.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 # Organizations
@@ -443,362 +456,781 @@ class Organization(NamedTuple):
 
     id: str
     name: str
-    external_id: str
+    external_id: str = ""  # the provider's customer number
+
+    @property
+    def identity(self) -> str:
+        """Return what tells it from the other rows of its list."""
+        return self.id
 
     def __str__(self) -> str:
+        if self is WHOLE_PARTNER:
+            return self.name
         return f"{self.name} ({self.id})"
 
 
-def find_owners(texts: Iterable[str], listed: Iterable[Organization]) -> dict[str, list[str]]:
-    """Return, for each text, the ids of the organization with that id, else of those so named."""
-    # The id comes first: no tenant gets the price of another by taking its id for a name.
-    ids = {each.id for each in listed}
-    by_name = defaultdict(list)
-    for each in listed:
-        by_name[each.name.casefold()].append(each.id)
-    return {text: [text] if text in ids else by_name[text.casefold()] for text in texts}
+WHOLE_PARTNER = Organization(id="", name="the whole partner")
 
 
-def describe_owner(text: str, ids: Sequence[str], listed: Iterable[Organization]) -> str:
-    """Return why a text is not the name or id of one organization, and the nearest name."""
-    if ids:
-        return f"organization {text!r} is ambiguous: give the id: {', '.join(ids)}"
-    names = {each.name.casefold(): each.name for each in listed}
-    near = difflib.get_close_matches(text.casefold(), names, n=1, cutoff=0.8)
-    hint = "".join(f"; did you mean {names[name]}?" for name in near)
-    return f"organization {text!r} is not listed{hint}"
+class Directory:
+    """Organizations, found by id, or by name, ignoring case."""
+
+    def __init__(self, organizations: Iterable[Organization]) -> None:
+        self.by_id: dict[str, Organization] = {}
+        self.by_name: dict[str, list[Organization]] = defaultdict(list)
+        for organization in organizations:
+            self.by_id[organization.id] = organization
+            self.by_name[organization.name.casefold()].append(organization)
+
+    def find(self, text: str) -> list[Organization]:
+        """Return the organization with this id, or else those with this name."""
+        # The id comes first: no tenant gets the price of another by taking its id for a name.
+        if text in self.by_id:
+            return [self.by_id[text]]
+        return self.by_name.get(text.casefold(), [])
+
+    def explain(self, text: str, *, hint: bool = True) -> str:
+        """Say why a text does not name one organization, with the nearest name as a hint."""
+        ids = ", ".join(organization.id for organization in self.find(text))
+        if ids:
+            return f"organization {text!r} is ambiguous: give the id: {ids}"
+        reason = f"organization {text!r} is not listed"
+        if hint:
+            for name in difflib.get_close_matches(text.casefold(), self.by_name, n=1, cutoff=0.8):
+                reason += f"; did you mean {self.by_name[name][0].name}?"
+        return reason
 
 
-def resolve(book: PriceBook, listed: Sequence[Organization]) -> PriceBook:
-    """Return the book with ids in place of names; raises Failure."""
-    resolved, problems = PriceBook(book.settings, book.sha256), []
-    found = find_owners([price.organization for price in book.prices], listed)
-    for price in book.prices:
-        text, where = price.organization, f"{book.path}: line {price.line}"
-        if price.validity.start >= book.period.end or price.validity.end <= book.period.start:
-            continue
-        try:
-            if not text or len(found[text]) == 1:
-                resolved.add(price._replace(organization=found[text][0] if text else ""))
-            elif found[text]:
-                raise ValueError(describe_owner(text, found[text], listed))
-            else:
-                hints = listed if len(resolved.unknown) < MAX_HINTS else ()
-                resolved.unknown.append(f"{where}: {describe_owner(text, [], hints)}")
-        except ValueError as error:
-            problems.append(f"{where}: {error}")
-    if problems:
-        raise Failure(*problems, status=2)
-    return resolved
+def choose_organizations(texts: Sequence[str], listed: list[Organization]) -> list[Organization]:
+    """Return the organizations that --org names, as listed; all if it names none."""
+    if not texts:
+        return listed
+    directory = Directory(listed)
+    chosen = set()
+    mistakes = []
+    for text in texts:
+        found = directory.find(text)
+        if len(found) == 1:
+            chosen.add(found[0].id)
+        else:
+            mistakes.append(f"--org: {directory.explain(text)}")
+    if mistakes:
+        raise Mistake(*mistakes)
+    return [organization for organization in listed if organization.id in chosen]
 
 
-def choose(wanted: Sequence[str], listed: Sequence[Organization]) -> list[Organization]:
-    """Return the organizations that --org names, or else all, as listed; raises Failure."""
-    found = find_owners(wanted, listed)
-    wrong = [describe_owner(text, ids, listed) for text, ids in found.items() if len(ids) != 1]
-    if wrong:
-        raise Failure(*(f"--org: {each}" for each in wrong), status=2)
-    return [each for each in listed if [each.id] in found.values() or not wanted]
+# Price book
+
+Prices = Mapping[str, "Price | None"]  # by dimension; None where none is in force
+RATE_COLUMNS = {"hourly_rate": USAGE, "monthly_rate": FEE, "monthly_minimum": MINIMUM}
+PRICE_COLUMNS = """profile hourly_rate monthly_rate monthly_minimum dimension organization
+profile_type effective_from effective_to currency description""".split()
+BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
+END = datetime.max.replace(tzinfo=timezone.utc)
 
 
-# Answers
+class Price(NamedTuple):
+    """A line of the price book; a blank organization or profile type means all of them."""
 
-Priced = Callable[[str, str, str], Collection[str]]  # parameters, by organization, kind, profile
-# What makes records of two lists the same; those of one list also have the same times.
-subject_of = attrgetter("organization.id", "project", "profile", "ids", "instance_id")
-identity_of = attrgetter("organization.id", "project", "profile", "ids", "instance_id", "times")
-RECORD_TEXTS = """instance_organization_id profile_name instance_id instance_organization_name
-instance_project_name instance_project_id profile_id instance_name status created_at deleted_at
-start_time end_time""".split()
-
-
-class Record(NamedTuple):
-    """The metered usage of an instance in a period; the defaults are for lines of no usage."""
-
-    organization: Organization
-    kind: str
-    period: Period
+    source: str  # the file and the line
+    charge: str
     profile: str
-    project: str = ""
-    ids: str = ""  # of project and profile
-    instance: str = ""
-    instance_id: str = ""
-    times: str = ""  # start and end, as answered
-    status: str = ""
-    created_at: str = ""
-    parameters: str = ""
-    hours: Decimal = NO_HOURS
-    quantities: tuple[tuple[str, Decimal], ...] = ()  # x hours, of each parameter with a price
+    dimension: str
+    organization: str  # name or id, as in the book; an id once it has been resolved
+    profile_type: str
+    start: datetime
+    end: datetime
+    rate: Decimal  # currency units for an hour, or for a month
 
 
-class Listing(NamedTuple):
-    """A page of a list of the API: of organizations, or of the usage of one organization or all."""
+class PriceFile(NamedTuple):
+    """The price book as it was read, before the organizations are known."""
 
-    kind: str  # blank for organizations
-    period: Period
-    organization: Organization | None = None
-    offset: int = 0
-    limit: int = PAGE_SIZE
-
-    def __str__(self) -> str:
-        usage = f"{self.kind} usage of {self.organization or 'the whole partner'}"
-        return usage if self.kind else "organizations"
+    path: str
+    sha256: str
+    prices: list[Price]
 
 
-class Page(NamedTuple):
-    """The rows of an answer, its `count` (0: unknown), its limit, and whether `next` is null."""
-
-    rows: list[Any]
-    counted: int
-    limit: int
-    last: bool
-
-
-def parse_page(listing: Listing, answer: Any, priced: Priced) -> Page:
-    """Check a decoded answer; raises Failure."""
-    [answer] = objects([answer], "the answer")
-    kind, count = listing.kind, answer.get("count")
-    limit = answer.get("limit") if kind else None
-    parsed, field = list[Any](), "instance_usage_data" if kind else "results"
-    rows = objects(answer.get(field) if kind else answer.get(field) or answer.get("items"), field)
-    known = answer.get("kind") and answer.get("range_from") if kind else listing.offset
-    if not rows and not known:
-        raise Failure(f"no {field}, kind or range_from: is it another API, or the wrong key?")
-    asked = (kind, *map(format_moment, listing.period)) if kind else ()
-    for name, expected in zip(("kind", "range_from", "range_to"), asked):
-        said = answer.get(name) or expected
-        if said != expected and (name == "kind" or parse_time(str(said)) != expected):
-            raise Failure(f"{name} is {said!r}, asked was {expected}")
-    if any(type(n) is not int or n < 0 for n in (count, limit) if n is not None):
-        raise Failure(f"count {count!r} or limit {limit!r} is not a number of rows")
-    for row in rows:
-        try:
-            texts = [] if kind else texts_of(row, Organization._fields, required=2)
-            parsed.append(parse_record(row, listing, priced) if kind else Organization(*texts))
-        except Failure as error:
-            keys = ("name", "id", "instance_name", "instance_id")
-            raise Failure(f"{[row[key] for key in keys if row.get(key)]}: {error}") from None
-    last = not kind and answer.get("next", "") is None
-    return Page(parsed, count or 0, min(limit or PAGE_SIZE, PAGE_SIZE), last)
-
-
-def objects(rows: Any, what: str) -> list[dict[str, Any]]:
-    """Return a list of JSON objects, empty for null; raises Failure if it is anything else."""
-    if rows is not None and (type(rows) is not list or not set(map(type, rows)) <= {dict}):
-        raise Failure(f"{what}: not as documented (JSON objects)")
-    return rows or []  # some Go encoders write an empty list as null
-
-
-def texts_of(row: dict[str, Any], names: Sequence[str], required: int = 0) -> list[str]:
-    """Return text fields, trimmed, of which the first ones are required; raises Failure."""
+def read_price_file(settings: Settings) -> PriceFile:
+    """Return all lines of the price book; raises Mistake with all that is wrong in them."""
+    path = os.path.abspath(settings.pricing)
     try:
-        texts = ["" if text is None else text.strip() for text in map(row.get, names)]
-    except AttributeError:
-        wrong = {n: row[n] for n in names if type(row.get(n)) not in (str, type(None))}
-        raise Failure(f"is not text: {wrong}") from None
-    if "" in texts[:required]:
-        raise Failure(f"{names[texts.index('')]} is missing")
-    return texts
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise Mistake(f"{path}: {error.strerror}") from None
+    prices = parse_prices(path, content, settings)
+    return PriceFile(path, hashlib.sha256(content).hexdigest(), prices)
 
 
-def parse_record(row: dict[str, Any], listing: Listing, priced: Priced) -> Record:
-    """Return a usage record, whose common texts are shared with others; raises Failure."""
-    texts = texts_of(row, RECORD_TEXTS, required=3)
-    owner_id, profile, instance_id, owner_name, project, project_id, profile_id, *rest = texts
-    instance, status, created_at, deleted_at, start, end = rest
-    owner = listing.organization or Organization(sys.intern(owner_id), owner_name or owner_id, "")
-    if owner_id != owner.id:
-        raise Failure(f"is of organization {owner_id}: the API ignored the organization filter")
-    names = priced(owner_id, listing.kind, profile)
-    parameters, quantities = parse_parameters(row.get("parameters"), names)
-    deleted = "deleted" if deleted_at and not deleted_at.startswith("0001-") else ""  # unset in Go
-    return Record(
-        *(owner, listing.kind, listing.period),
-        *(sys.intern(profile), sys.intern(project), sys.intern(f"{project_id}/{profile_id}")),
-        *(instance, instance_id, sys.intern(f"{start}/{end}"), sys.intern(status or deleted)),
-        *(created_at and parse_time(created_at), parameters),
-        *(metered_hours(row, MAX_INSTANCE_HOURS), tuple(quantities.items())),
+def parse_prices(path: str, content: bytes, settings: Settings) -> list[Price]:
+    """Return the prices in a file; raises Mistake with all mistakes."""
+    prices: list[Price] = []
+    mistakes: list[str] = []
+    columns: list[str] = []
+    # Line by line: no cell may hold a line break, and a stray quote must not swallow prices.
+    lines = re.split("\r\n|\n|\r", content.decode("utf-8-sig", "surrogateescape"))
+    for number, line in enumerate(lines, start=1):
+        is_blank = not line.replace(",", "").strip()  # a spreadsheet writes ",,"
+        if is_blank or line.startswith("#"):
+            continue
+        source = f"{path}: line {number}"
+        try:
+            cells = split_cells(line)
+            if columns:
+                prices.append(parse_price(source, columns, cells, settings))
+            else:
+                columns = check_columns(cells)
+        except (csv.Error, ValueError, OverflowError) as error:
+            mistakes.append(f"{source}: {error}")
+            if not columns:
+                break
+    if not columns and not mistakes:
+        mistakes.append(f"{path}: needs a header, such as profile,hourly_rate")
+    mistakes.extend(find_repeated(prices))
+    if mistakes:
+        raise Mistake(*mistakes)
+    return prices
+
+
+def split_cells(line: str) -> list[str]:
+    """Return the cells of a line, trimmed; raises ValueError or csv.Error."""
+    for char in line:
+        # Such as a zero-width space, which would end a contract in silence.
+        if not char.isprintable() and unicodedata.category(char) != "Zs":
+            raise ValueError(f"{char!r} does not print, or is not UTF-8: save it as CSV UTF-8")
+    cells = next(csv.reader([line], strict=True))
+    return [cell.strip() for cell in cells]
+
+
+def check_columns(cells: list[str]) -> list[str]:
+    """Return the header; raises ValueError."""
+    for cell in cells:
+        if cell not in PRICE_COLUMNS:
+            raise ValueError(f"unknown column {cell!r}: use {', '.join(PRICE_COLUMNS)}")
+        if cells.count(cell) > 1:
+            raise ValueError(f"column {cell!r} is there twice")
+    return cells
+
+
+def parse_price(source: str, columns: list[str], row: list[str], settings: Settings) -> Price:
+    """Return the price in a line; raises ValueError."""
+    if len(row) != len(columns):
+        raise ValueError(f"{len(row)} cells, but the header has {len(columns)}")
+    cells = dict.fromkeys(PRICE_COLUMNS, "")
+    cells.update(zip(columns, row))
+    rates = [column for column in RATE_COLUMNS if cells[column]]
+    if len(rates) != 1:
+        raise ValueError(f"{len(rates)} rates: give one of {', '.join(RATE_COLUMNS)}")
+    column = rates[0]
+    charge = RATE_COLUMNS[column]
+    if not cells["profile"]:
+        raise ValueError("profile is missing")
+    if cells["profile"] == ALL_PROFILES and charge != MINIMUM:
+        raise ValueError(f"profile {ALL_PROFILES!r} is for a monthly_minimum only")
+    if not PLAIN_DECIMAL.fullmatch(cells[column]):
+        raise ValueError(f"{column} {cells[column]!r} is not a plain decimal, such as 2.50")
+    if cells["profile_type"] not in ("", *PROFILE_TYPES):
+        raise ValueError(f"profile_type {cells['profile_type']!r} is not compute or service")
+    start = parse_validity("effective_from", cells, settings.timezone) or BEGINNING
+    end = parse_validity("effective_to", cells, settings.timezone) or END
+    if start >= end:
+        raise ValueError("effective_to is not later than effective_from")
+    if cells["currency"] not in ("", settings.currency):
+        raise ValueError(f"currency {cells['currency']!r} is not CURRENCY, {settings.currency}")
+    dimension = cells["dimension"] or INSTANCE
+    if charge != USAGE:
+        check_monthly(column, cells, settings)
+        dimension = MONTH
+    return Price(
+        source=source,
+        charge=charge,
+        profile=cells["profile"],
+        dimension=dimension,
+        organization=cells["organization"],
+        profile_type=cells["profile_type"],
+        start=start,
+        end=end,
+        rate=Decimal(cells[column]),
     )
 
 
+def parse_validity(column: str, cells: Mapping[str, str], zone: tzinfo) -> datetime | None:
+    """Return the moment at which a price begins or ends, if any; raises ValueError."""
+    if not cells[column]:
+        return None
+    try:
+        return parse_time(cells[column], zone)
+    except ValueError as error:
+        raise ValueError(f"{column} {error}") from None
+
+
+def check_monthly(column: str, cells: Mapping[str, str], settings: Settings) -> None:
+    """Raise ValueError if a fee or minimum says what only an hourly rate can say."""
+    if not cells["organization"]:
+        raise ValueError(f"organization is missing: a {column} needs one")
+    for other in ("dimension", "profile_type"):
+        if cells[other]:
+            raise ValueError(f"{other} {cells[other]!r} is not possible with a {column}")
+    decimals = cells[column].partition(".")[2]
+    if len(decimals) > minor_digits(settings.currency):
+        raise ValueError(f"{column} {cells[column]!r} has more decimals than {settings.currency}")
+    zone = settings.timezone
+    for name in ("effective_from", "effective_to"):
+        moment = parse_validity(name, cells, zone)
+        if moment and moment != month_of(moment, zone).start:
+            raise ValueError(f"{name} {cells[name]!r} is not the first moment of a month in {zone}")
+
+
+def find_repeated(prices: Iterable[Price]) -> list[str]:
+    """Return a mistake for each second price of the same thing from the same moment."""
+    first: dict[Any, Price] = {}
+    mistakes = []
+    for price in prices:
+        thing = price._replace(source="", end=END, rate=Decimal(0))
+        other = first.setdefault(thing, price)
+        if other is not price:
+            line = other.source.rpartition(": ")[2]
+            mistakes.append(f"{price.source}: {line} already has this price")
+    return mistakes
+
+
+class PriceBook:
+    """The prices in force at some time of the period, with ids in place of names."""
+
+    def __init__(self, prices: Iterable[Price], period: Period, directory: Directory) -> None:
+        self.period = period
+        self.prices: list[Price] = []
+        self.unknown: list[str] = []  # a warning for each price of an unknown organization
+        mistakes = []
+        for price in prices:
+            if price.start >= period.end or price.end <= period.start:
+                continue
+            found = directory.find(price.organization)
+            if len(found) == 1:
+                price = price._replace(organization=found[0].id)
+            if len(found) == 1 or not price.organization:
+                self.prices.append(price)
+            elif found:
+                mistakes.append(f"{price.source}: {directory.explain(price.organization)}")
+            else:
+                hint = len(self.unknown) < MAX_HINTS
+                reason = directory.explain(price.organization, hint=hint)
+                self.unknown.append(f"{price.source}: {reason}")
+        mistakes.extend(find_repeated(self.prices))
+        if mistakes:
+            raise Mistake(*mistakes)
+        self._hourly = defaultdict[Any, list[Price]](list)  # by organization and profile
+        self._monthly = defaultdict[str, list[Price]](list)  # by organization
+        # A blank profile type sorts first: what is more specific, or later, comes last.
+        for price in sorted(self.prices, key=lambda price: (price.profile_type, price.start)):
+            if price.charge == USAGE:
+                self._hourly[price.organization, price.profile].append(price)
+        for price in self.prices:
+            if price.charge != USAGE:
+                self._monthly[price.organization].append(price)
+
+    def hourly(self, organization_id: str, profile_type: str, profile: str) -> list[Price]:
+        """Return what an organization may pay for a profile; where two are in force, the last."""
+        everyones = self._hourly.get(("", profile), [])
+        own = self._hourly.get((organization_id, profile), [])
+        return [price for price in everyones + own if price.profile_type in ("", profile_type)]
+
+    def find(
+        self, organization_id: str, profile_type: str, profile: str, moment: datetime
+    ) -> Prices:
+        """Return the price in force for each dimension that has one at some time of the period."""
+        found: dict[str, Price | None] = {}
+        for price in self.hourly(organization_id, profile_type, profile):
+            found.setdefault(price.dimension, None)
+            if price.start <= moment < price.end:
+                found[price.dimension] = price
+        return found
+
+    def changes(self, organization_id: str, profile_type: str, profile: str) -> set[datetime]:
+        """Return when, inside the period, what an organization pays for a profile changes."""
+        moments: set[datetime] = set()
+        for price in self.hourly(organization_id, profile_type, profile):
+            moments |= {price.start, price.end}
+        changes: set[datetime] = set()
+        before = self.find(organization_id, profile_type, profile, self.period.start)
+        for moment in sorted(moments):
+            if self.period.start < moment < self.period.end:
+                after = self.find(organization_id, profile_type, profile, moment)
+                if after != before:
+                    changes.add(moment)
+                before = after
+        return changes
+
+    def monthly(self, organization_id: str) -> list[Price]:
+        """Return fees, then minimums, in the order of the book; `*` is last, as it counts all."""
+        prices = self._monthly.get(organization_id, [])
+        latest: dict[Any, Price] = {}
+        for price in sorted(prices, key=lambda price: price.start):
+            latest[price.charge, price.profile] = price
+        in_force = [price for price in prices if latest[price.charge, price.profile] is price]
+        return sorted(
+            in_force, key=lambda price: (price.charge == MINIMUM, price.profile == ALL_PROFILES)
+        )
+
+
+# Answers of the API
+
+
+class Listing(NamedTuple):
+    """What a list of the API is of."""
+
+    organization: Organization  # or WHOLE_PARTNER
+    profile_type: str  # blank for the list of organizations
+    period: Period
+
+    def __str__(self) -> str:
+        if not self.profile_type:
+            return "organizations"
+        return f"{self.profile_type} usage of {self.organization}"
+
+
+class Ask(NamedTuple):
+    """A page to ask for."""
+
+    listing: Listing
+    offset: int
+    limit: int
+
+
+class Page(NamedTuple):
+    """What the answer to an Ask says."""
+
+    offset: int  # as asked for
+    limit: int  # as asked for, or as lowered by the server
+    rows: list[Any]  # organizations or records
+    counted: int  # rows in all, or on this page: that is not documented; 0 if not given
+    has_next: bool  # whether the server says that there is another page
+
+
+class Parameter(NamedTuple):
+    """A parameter of an instance, as answered; its quantity is worked out when it is billed."""
+
+    name: str
+    is_label: bool | None  # None if not given
+    label_value: str
+    usage: str
+    raw_usage: Any
+
+
+class Record(NamedTuple):
+    """The metered usage of an instance in a period."""
+
+    organization: Organization
+    profile_type: str
+    period: Period  # as asked for
+    project: str
+    project_id: str
+    profile: str
+    profile_id: str
+    instance: str
+    instance_id: str
+    start_time: str  # as answered
+    end_time: str  # as answered
+    status: str
+    created_at: str  # in UTC, whole seconds
+    hours: Decimal
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """Return what is metered: the same in the whole period and in a part of it."""
+        profile = (self.profile, self.profile_id)
+        return (self.organization.id, self.project, self.project_id, *profile, self.instance_id)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Return what tells it from the other rows of its list."""
+        return (*self.subject, self.start_time, self.end_time)
+
+    def __str__(self) -> str:
+        return f"instance {self.instance} ({self.instance_id})"
+
+
+def parse_page(ask: Ask, answer: Any) -> Page:
+    """Return what a decoded answer says; raises Failure if it is not as documented."""
+    if type(answer) is not dict:
+        raise Failure("the answer is not a JSON object")
+    has_next = False
+    if ask.listing.profile_type:
+        rows: list[Any] = parse_usage(ask.listing, answer)
+    else:
+        rows = parse_organizations(answer)
+        has_next = answer.get("next") is not None
+    limit = parse_count(answer, "limit") or ask.limit
+    counted = parse_count(answer, "count")
+    return Page(ask.offset, min(limit, ask.limit), rows, counted, has_next)
+
+
+def parse_count(answer: Mapping[str, Any], name: str) -> int:
+    """Return a number of rows; 0 if it is not given."""
+    number = answer.get(name)
+    if number is None:
+        return 0
+    if type(number) is not int or number < 0:
+        raise Failure(f"{name} {number!r} is not a number of rows")
+    return number
+
+
+def parse_objects(answer: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return a list of JSON objects; some Go encoders write an empty one as null."""
+    rows = answer.get(name)
+    if rows is None:
+        return []
+    if type(rows) is not list:
+        raise Failure(f"{name} is not a list")
+    for row in rows:
+        if type(row) is not dict:
+            raise Failure(f"{name}: {row!r} is not a JSON object")
+    return rows
+
+
+def parse_text_field(row: Mapping[str, Any], name: str) -> str:
+    """Return a text, trimmed; blank if it is null or not given."""
+    text = row.get(name)
+    if text is None:
+        return ""
+    if type(text) is not str:
+        raise Failure(f"{name} {text!r} is not text")
+    return text.strip()
+
+
+def parse_required(row: Mapping[str, Any], name: str) -> str:
+    """Return a text that is not blank."""
+    text = parse_text_field(row, name)
+    if not text:
+        raise Failure(f"{name} is missing")
+    return text
+
+
+def parse_organizations(answer: Mapping[str, Any]) -> list[Organization]:
+    """Return the organizations on a page; raises Failure."""
+    if "results" not in answer and "items" not in answer:
+        raise Failure("neither results nor items: is it another API?")
+    organizations = []
+    for row in parse_objects(answer, "results") or parse_objects(answer, "items"):
+        id_ = parse_required(row, "id")
+        name = parse_required(row, "name")
+        external_id = parse_text_field(row, "external_id")
+        organizations.append(Organization(id_, name, external_id))
+    return organizations
+
+
+def parse_usage(listing: Listing, answer: Mapping[str, Any]) -> list[Record]:
+    """Return the records on a page, if it is of the kind and period that were asked for."""
+    rows = parse_objects(answer, "instance_usage_data")
+    kind = answer.get("kind")
+    if not rows and not kind and not answer.get("range_from"):
+        raise Failure("no instance_usage_data, kind or range_from: is it another API?")
+    if kind and kind != listing.profile_type:
+        raise Failure(f"kind is {kind!r}, asked was {listing.profile_type}")
+    # A server that keeps less than the period must not shorten the bill in silence.
+    for name, asked in (("range_from", listing.period.start), ("range_to", listing.period.end)):
+        moment = parse_text_field(answer, name)
+        if moment and parse_api_time(moment) != format_time(asked):
+            raise Failure(f"{name} is {moment}, asked was {format_time(asked)}")
+    records = []
+    for row in rows:
+        try:
+            records.append(parse_record(listing, row))
+        except Failure as error:
+            instance = f"{row.get('instance_name')} ({row.get('instance_id')})"
+            raise Failure(f"instance {instance}: {error}") from None
+    return records
+
+
+def parse_record(listing: Listing, row: Mapping[str, Any]) -> Record:
+    """Return a usage record; raises Failure."""
+    organization = listing.organization
+    organization_id = parse_required(row, "instance_organization_id")
+    organization_name = parse_text_field(row, "instance_organization_name")
+    if organization is WHOLE_PARTNER:
+        organization = Organization(organization_id, organization_name or organization_id)
+    if organization.id != organization_id:
+        raise Failure(f"is of organization {organization_id}: the API ignored the filter")
+    status = parse_text_field(row, "status")
+    deleted_at = parse_text_field(row, "deleted_at")
+    if not status and deleted_at and not deleted_at.startswith("0001-"):  # a time not set in Go
+        status = "deleted"
+    created_at = parse_text_field(row, "created_at")
+    if created_at:
+        created_at = parse_api_time(created_at)
+    parameters = [parse_parameter(each) for each in parse_objects(row, "parameters")]
+    # Texts that most records share are kept once.
+    return Record(
+        organization=organization,
+        profile_type=listing.profile_type,
+        period=listing.period,
+        project=sys.intern(parse_text_field(row, "instance_project_name")),
+        project_id=sys.intern(parse_text_field(row, "instance_project_id")),
+        profile=sys.intern(parse_required(row, "profile_name")),
+        profile_id=sys.intern(parse_text_field(row, "profile_id")),
+        instance=parse_text_field(row, "instance_name"),
+        instance_id=parse_required(row, "instance_id"),
+        start_time=sys.intern(parse_text_field(row, "start_time")),
+        end_time=sys.intern(parse_text_field(row, "end_time")),
+        status=sys.intern(status),
+        created_at=created_at,
+        hours=parse_hours(row.get("usage"), row.get("raw_usage"), MAX_INSTANCE_HOURS),
+        parameters=tuple(parameters),
+    )
+
+
+def parse_parameter(row: Mapping[str, Any]) -> Parameter:
+    """Return a parameter as answered; raises Failure."""
+    is_label = row.get("is_label")
+    if is_label is not None and type(is_label) is not bool:
+        raise Failure(f"is_label {is_label!r} is not true or false")
+    return Parameter(
+        name=sys.intern(parse_required(row, "name")),
+        is_label=is_label,
+        label_value=sys.intern(parse_text_field(row, "label_value")),
+        usage=parse_text_field(row, "usage"),
+        raw_usage=row.get("raw_usage"),
+    )
+
+
+def parse_hours(usage: Any, raw_usage: Any, most: Decimal) -> Decimal:
+    """Return the hours of `usage`, or else those of `raw_usage`, half up to 0.01.
+
+    Rafay: `usage` is decimal hours with a scale of 2, the unit for billing; `raw_usage` is the
+    same quantity unrounded. Raises Failure if there is neither, or it is not hours.
+    """
+    if usage is not None and type(usage) is not str:
+        raise Failure(f"usage {usage!r} is not hours, such as 20.59h")
+    if raw_usage is not None and type(raw_usage) not in (int, Decimal):
+        raise Failure(f"raw_usage {raw_usage!r} is not a number of hours")
+    text = (usage or "").strip()
+    if text:
+        if not HOURS.fullmatch(text):
+            raise Failure(f"usage {usage!r} is not hours, such as 20.59h")
+        hours = Decimal(text[:-1])
+    elif raw_usage is not None:
+        hours = Decimal(raw_usage)
+    else:
+        raise Failure("usage is missing, and so is raw_usage")
+    if not 0 <= hours <= most:
+        raise Failure(f"{text or raw_usage} hours are negative or absurd")
+    if not text:
+        hours = round_half_up(hours, digits=2)
+    return trim_hours(hours)
+
+
+def trim_hours(hours: Decimal) -> Decimal:
+    """Return exact hours with two decimals, or more as needed."""
+    return hours.normalize() + Decimal("0.00")
+
+
 @lru_cache(maxsize=10_000)
-def parse_time(text: str) -> str:
+def parse_api_time(text: str) -> str:
     """Return an ISO 8601 time, UTC unless it has an offset, as `2026-06-01T00:00:00Z`."""
     try:
-        documented = len(text) == 20 and text[-1] == "Z"  # isoparse is ten times slower
-        moment = datetime.fromisoformat(text[:-1]) if documented else isoparse(text)
-        return format_moment(moment.astimezone(timezone.utc) if moment.tzinfo else moment)
+        moment = isoparse(text)
+        return format_time(moment.replace(tzinfo=moment.tzinfo or timezone.utc))
     except (ValueError, OverflowError):
         raise Failure(f"{text!r} is not an ISO 8601 time") from None
 
 
-def parse_parameters(rows: Any, priced: Collection[str]) -> tuple[str, dict[str, Decimal]]:
-    """Return `GPU=1; storage_size=1200.00h`, and the quantities to bill; raises Failure."""
-    texts, quantities = [], {}
-    for parameter in objects(rows, "parameters"):
-        name, label = texts_of(parameter, ("name", "label_value"), required=1)
-        is_label, has_price = parameter.get("is_label"), name in priced
-        if is_label is not None and type(is_label) is not bool:  # some leave false out
-            raise Failure(f"{name}: is_label is {is_label!r}")
-        if has_price or not is_label:
-            usage = metered_hours(parameter, MAX_QUANTITY_HOURS)
-        if has_price and (name in quantities or (is_label and not LABEL.fullmatch(label))):
-            raise Failure(f"{name}: listed twice, or its label {label!r} is not a plain decimal")
-        if has_price:  # a label's quantity is its value, its usage the instance's hours
-            quantities[name] = EXACT.multiply(Decimal(label), usage) if is_label else usage
-        texts.append(f"{name}={label}" if is_label else f"{name}={usage:f}h")
-    return "; ".join(texts), quantities
-
-
-def metered_hours(row: dict[str, Any], most: Decimal) -> Decimal:
-    """Return `usage`, hours with two decimals, else `raw_usage` rounded half up; raises Failure."""
-    usage, raw_usage = row.get("usage"), row.get("raw_usage")
-    usage = "" if usage is None else str(usage).strip()
-    valid = HOURS.fullmatch(usage) if usage else raw_usage is not None
-    if not valid or (raw_usage is not None and type(raw_usage) not in (int, Decimal)):
-        said = f"{row.get('name', '')} usage {usage!r} with raw_usage {raw_usage!r}"
-        raise Failure(f"{said} is missing, or is not hours, such as 20.59h")
-    hours = Decimal(usage[:-1] or raw_usage or 0)
-    if not 0 <= hours <= most:
-        raise Failure(f"{row.get('name', '')} has negative or absurd hours: {usage or raw_usage}")
-    # Adding 0.00 gives two decimals at least, and takes the sign off a zero.
-    return EXACT.add(hours if usage else EXACT.quantize(hours, NO_HOURS), NO_HOURS)
-
-
 # Client
+
+USAGE_PATH = "/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{}/usage"
+ORGANIZATIONS_PATH = "/auth/v1/organizations"
+NO_PROXIES = {"http": "", "https": "", "all": ""}
+
+
+class Console(NamedTuple):
+    """Where to ask, and with which key."""
+
+    url: str
+    headers: dict[str, str]
+    settings: str  # the names of those that lead there
 
 
 class Session(requests.Session):
-    """Follows redirects on the same scheme, host and port only, and sends none of their cookies."""
+    """Follows redirects on the same scheme, host and port only, and keeps no cookies."""
 
     def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
         """Raise if a redirect would take the API key elsewhere; called before each is followed."""
         prepared_request.headers.pop("Cookie", None)
         # As urllib3, which connects, reads the URLs: other parsers read some differently.
-        if not urllib3.connection_from_url(response.url).is_same_host(prepared_request.url):
+        pool = urllib3.connection_from_url(response.url)
+        if not pool.is_same_host(prepared_request.url):
             raise requests.TooManyRedirects
 
 
 class Client:
-    """The one place that makes requests, in WORKERS daemon threads with a session each."""
+    """The one place that makes requests, in as many threads as WORKERS says."""
 
     def __init__(self, settings: Settings, screen: Screen) -> None:
-        self.settings, self.screen = settings, screen
-        self.priced: Priced = lambda *_: ()  # until the price book is resolved
-        self.count_is_total = False  # whether usage's `count` is of all pages: see read_first
+        self.screen = screen
         self.retrying = ""  # what is tried again, and why
-        self.answers: Any = None  # by listing, as they came: kept for `check` only
-        self.slowest = 0.0  # seconds that an answer took
-        self.statuses = {0}  # of what was attempted
-        self.sessions: dict[int, Session] = defaultdict(Session)  # by thread
+        self.asked = 0  # pages, of those that are asked for together
+        self.received = 0
+        self.usage_console = Console(
+            url=settings.console_url,
+            headers={"x-api-key": settings.default_api_key},
+            settings="RAFAY_CONSOLE_URL and RAFAY_DEFAULT_API_KEY",
+        )
+        self.organizations_console = Console(
+            url=settings.ops_console_url,
+            headers={"X-RAFAY-API-KEYID": settings.partner_api_key},
+            settings="RAFAY_OPS_CONSOLE_URL (or else RAFAY_CONSOLE_URL) and PARTNER_API_KEY",
+        )
+        self.most_ahead = 2 * settings.workers
+        self.local = threading.local()  # holds each thread's session
         try:
+            # Its threads are daemons: they hold up neither a signal nor the end of the run.
             self.pool = multiprocessing.pool.ThreadPool(settings.workers)
-        except (RuntimeError, AttributeError, OSError):  # the pool may fail to clean up, too
+        except (RuntimeError, AttributeError):  # the latter while it cleans up after the former
             raise Failure("cannot start so many threads: lower WORKERS") from None
-        self.close = self.pool.terminate  # lets no thread begin another page
 
-    def get(self, asks: Sequence[Listing], answers: Any = None) -> list[Page]:
-        """Return pages in the order asked for, now or before; raises the first Failure."""
-        pages: list[Page] = []
-        answers, answered_at = answers or self.pool.imap(self.get_page, asks), time.monotonic()
-        while len(pages) < len(asks):
-            if time.monotonic() - answered_at > SILENCE_SECONDS:
-                raise Failure(f"no answer to any request for {SILENCE_SECONDS:g} s: try later")
-            self.screen.progress(f"{len(pages)}/{len(asks)}: {self.retrying or asks[len(pages)]}")
-            with suppress(multiprocessing.TimeoutError):
-                pages.append(answers.next(timeout=STEP_SECONDS))
-                answered_at, self.retrying = time.monotonic(), ""
-        return pages
+    def close(self) -> None:
+        """Let no thread begin another request."""
+        self.pool.terminate()
 
-    def attempt(self, read: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what a function returns; None if it fails, which is reported, or has ended."""
+    def get_pages(self, asks: Sequence[Ask]) -> Iterator[Page]:
+        """Yield the pages in the order asked for; raises Failure."""
+        self.asked = len(asks)
+        self.received = 0
+        fetching: deque[Any] = deque()
+        for ask in asks:
+            fetching.append((ask, self.pool.apply_async(self._fetch, (ask,))))
+            # Only a few are fetched ahead: answers take more memory than the records in them.
+            if len(fetching) > self.most_ahead:
+                yield self._receive(*fetching.popleft())
+        for ask, result in fetching:
+            yield self._receive(ask, result)
+
+    def _receive(self, ask: Ask, result: Any) -> Page:
+        """Wait for an answer, and return what it says; raises Failure."""
+        while not result.ready():
+            about = self.retrying or ask.listing
+            self.screen.progress(f"{self.received}/{self.asked}: {about}")
+            result.wait(STEP_SECONDS)
+        self.retrying = ""
+        self.received += 1
         try:
-            return read(*arguments)
-        except StopIteration:
-            return None
-        except Failure as failure:
-            self.screen.say(*failure.args, about="error")
-            self.statuses.add(failure.status)
+            return parse_page(ask, result.get())
+        except Failure as error:
+            raise Failure(f"{ask.listing}: {error}") from None
 
-    def get_page(self, listing: Listing) -> Page:
-        """Return a page after up to ATTEMPTS requests; raises Failure."""
+    def _fetch(self, ask: Ask) -> Any:
+        """Return a decoded answer, after up to ATTEMPTS requests; raises Failure."""
+        wait = BACKOFF_SECONDS
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                asked_at = time.monotonic()
-                answer = self._request(listing)
-                self.slowest = max(self.slowest, time.monotonic() - asked_at)
-                if self.answers is not None:
-                    self.answers[listing] = answer
-                return parse_page(listing, answer, self.priced)
-            except (Failure, Transient) as error:
-                # A server may repeat what it was sent: redact before cutting.
-                said = self.screen.redact(f"{listing}: {' '.join(str(error).split())}")[:MAX_QUOTE]
-                if isinstance(error, Failure):
-                    raise Failure(said) from None
-                backoff = BACKOFF_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)
-                wait = min(error.retry_after, RETRY_AFTER_SECONDS) or backoff
-            self.retrying = f"retrying: {said.partition(': ')[2]}"
-            time.sleep(wait if attempt < ATTEMPTS else 0)
-        raise Failure(f"{said}; gave up after {attempt} attempts: run it again later")
+                return self._attempt(ask)
+            except Transient as error:
+                problem = error
+            if attempt < ATTEMPTS:
+                self.retrying = f"retrying: {problem}"
+                time.sleep(min(problem.retry_after or wait, RETRY_AFTER_SECONDS))
+                wait *= 2
+        raise Failure(f"gave up after {ATTEMPTS} attempts, run it again later: {problem}")
 
-    def _request(self, listing: Listing) -> Any:
-        """Make one request and return the decoded JSON; raises Failure or Transient."""
-        settings, owner = self.settings, listing.organization
-        host = "RAFAY_OPS_CONSOLE_URL" if settings.rafay_ops_console_url else "RAFAY_CONSOLE_URL"
-        key, header, path = "PARTNER_API_KEY", "X-RAFAY-API-KEYID", "/auth/v1/organizations"
-        query: dict[str, Any] = {"limit": listing.limit, "offset": listing.offset}
-        if listing.kind:
-            host, key, header = "RAFAY_CONSOLE_URL", "RAFAY_DEFAULT_API_KEY", "x-api-key"
-            path = f"/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{listing.kind}/usage"
-            query.update(zip(("range_from", "range_to"), map(format_moment, listing.period)))
-            query["instance_organization_id"] = owner.id if owner else None  # None is not sent
-        url, body = getattr(settings, host.lower()), bytearray()
-        session = self.sessions[threading.get_ident()]
-        session.cookies.clear()
+    def _attempt(self, ask: Ask) -> Any:
+        """Make one request and return the decoded answer; raises Failure or Transient."""
+        console, path = self.usage_console, USAGE_PATH.format(ask.listing.profile_type)
+        if not ask.listing.profile_type:
+            console, path = self.organizations_console, ORGANIZATIONS_PATH
+        query = make_query(ask)
+        began = time.monotonic()
+        outcome = "no answer"
         try:
-            with session.get(
-                url + path,
+            response = self._send(console, path, query)
+            outcome = f"HTTP {response.status_code}"
+            answer = decode(response, console)
+            outcome += describe_answer(answer)
+            return answer
+        finally:
+            seconds = time.monotonic() - began
+            self.screen.note(f"{path}?{urlencode(query)}: {outcome}, {seconds:.2f} s")
+
+    def _send(self, console: Console, path: str, query: dict[str, Any]) -> requests.Response:
+        """Return the response to a request; raises Failure or Transient."""
+        if not hasattr(self.local, "session"):
+            self.local.session = Session()
+        session: Session = self.local.session
+        session.cookies.clear()
+        proxies = None
+        if console.url.startswith("http://"):  # a proxy would be sent the key in clear
+            proxies = NO_PROXIES
+        try:
+            return session.get(
+                console.url + path,
                 params=query,
-                headers={header: getattr(settings, key.lower())},
+                headers=console.headers,
                 auth=lambda request: request,  # or requests would read ~/.netrc
-                # Over http, a proxy would be sent the key in clear.
-                proxies={"http": "", "https": "", "all": ""} if LOOPBACK.fullmatch(url) else None,
+                proxies=proxies,
                 timeout=(CONNECT_SECONDS, READ_SECONDS),
-                stream=True,
-            ) as response:
-                for chunk in response.iter_content(2**16):
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise Failure(f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MiB")
+            )
         except (OSError, ValueError, TypeError, urllib3.exceptions.HTTPError) as error:
-            raise explain(error, f"{url} ({host})") from None
-        return decode(response, body, f"{host} and {key}")
+            raise explain(error, f"{console.url}: check {console.settings}") from None
 
 
-def decode(response: requests.Response, body: bytearray, settings: str) -> Any:
+def make_query(ask: Ask) -> dict[str, Any]:
+    """Return the query of a request, as Rafay's API collections have it."""
+    listing = ask.listing
+    query: dict[str, Any] = {"limit": ask.limit, "offset": ask.offset}
+    if listing.profile_type:
+        query["range_from"] = format_time(listing.period.start)
+        query["range_to"] = format_time(listing.period.end)
+    if listing.organization is not WHOLE_PARTNER:
+        query["instance_organization_id"] = listing.organization.id
+    return query
+
+
+def decode(response: requests.Response, console: Console) -> Any:
     """Return the JSON of an answer, its fractions as Decimal; raises Failure or Transient."""
     status = response.status_code
+    problem = f"HTTP {status}"
     if status == 200:
-        with suppress(ValueError, RecursionError, decimal.DecimalException):
-            return json.loads(body, parse_float=Decimal, parse_constant=str)
-    said = body.decode("utf-8", "replace").strip()
-    if status < 500 and status not in (200, 408, 425, 429):
-        raise Failure(f"HTTP {status}: check {settings}: {said}")
-    failed = Transient(f"HTTP {status}: {'the answer is not JSON: ' * (status == 200)}{said}")
-    with suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # not a time
-        failed.retry_after = urllib3.Retry().get_retry_after(response.raw) or 0.0
-    raise failed
+        try:
+            return json.loads(response.content, parse_float=Decimal, parse_constant=str)
+        except (ValueError, RecursionError, decimal.DecimalException):
+            problem += ": the answer is not JSON"
+    said = response.content.decode("utf-8", "replace")
+    if status not in (200, 408, 425, 429) and status < 500:
+        raise Failure(f"{problem}: check {console.settings}: {said}")
+    transient = Transient(f"{problem}: {said}")
+    transient.retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
+    raise transient
+
+
+def parse_retry_after(header: str) -> float | None:
+    """Return the seconds of a number or date of HTTP; None if it is wrong, or not to come."""
+    try:
+        seconds: float = urllib3.Retry().parse_retry_after(header)
+    except Exception:  # the library stumbles over wrong ones in several ways
+        return None
+    return max(seconds, 0) or None
+
+
+def describe_answer(answer: Any) -> str:
+    """Return the number of rows, `count` and `limit` of an answer, whatever it is."""
+    text = ""
+    if type(answer) is dict:
+        for name, value in answer.items():
+            if type(value) is list:
+                text += f", {len(value)} rows"
+            if name in ("count", "limit"):
+                text += f", {name} {value}"
+    return text
 
 
 def explain(error: Exception, where: str) -> Exception:
     """Return Failure or Transient, without texts of requests: one may hold a proxy's password."""
-    cause: BaseException = error
-    while cause.__cause__ or (cause.__context__ and not cause.__suppress_context__):
-        cause = cause.__cause__ or cause.__context__ or cause
-    tls = isinstance(error, requests.exceptions.SSLError) and not isinstance(cause, ssl.SSLEOFError)
-    if isinstance(error, (requests.TooManyRedirects, ValueError, TypeError)):  # proxy of no host
+    cause = find_cause(error)
+    if isinstance(error, (requests.TooManyRedirects, ValueError, TypeError)):
         return Failure(f"{where}: redirects to another host or in a circle, or bad HTTPS_PROXY")
-    if tls or not isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError)):
+    is_of_http = isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError))
+    is_of_tls = isinstance(error, requests.exceptions.SSLError)
+    cut_off = isinstance(cause, ssl.SSLEOFError)
+    if not is_of_http or (is_of_tls and not cut_off):
         return Failure(f"{where}: TLS failed: {cause}: is its certificate in REQUESTS_CA_BUNDLE?")
     reason = getattr(cause, "strerror", None) or "connection closed, or the answer is damaged"
     if isinstance(cause, socket.timeout):
@@ -806,327 +1238,703 @@ def explain(error: Exception, where: str) -> Exception:
     return Transient(f"{where}: {reason}: check the network, or HTTPS_PROXY")
 
 
-# Paging, usage and reconciliation
-
-Lists = dict[Listing, list[Any]]  # the rows of each list
-Reading = Generator[list[Listing], list[Page], list[Any]]
-
-
-def follow_pages(listing: Listing, count_is_total: bool, together: bool = True) -> Reading:
-    """Yield the pages to ask for next, receive them by `send`, return all rows; raises Failure."""
-    rows: dict[object, tuple[int, Any]] = {}  # by identity: rows before its page, row (once each)
-    received = total = size = 0  # rows: so far, in all, of the first page
-    offsets = range(1)
-    try:
-        while True:
-            for page in (yield [listing._replace(offset=offset) for offset in offsets]):
-                for row in page.rows:
-                    key = identity_of(row) if listing.kind else row.id
-                    if rows.setdefault(key, (received, row)) != (received, row):
-                        name = f"{row.instance} ({row.instance_id})" if listing.kind else row
-                        raise Transient(f"{name} is listed twice: moved, or the API ignores offset")
-                received += len(page.rows)
-                known = count_is_total or page.counted > len(page.rows)
-                total = max(total, page.counted if known else 0, received if page.last else 0)
-                size = size or len(page.rows)
-            # `page` is now the last of the round. Without a total, only an empty one is the end.
-            full = len(page.rows) >= (size if offsets[-1] else page.limit)
-            if not page.rows or (0 < total <= received and (page.last or not full)):
-                break
-            # One page beyond the counted rows is asked for, too: the count may be capped.
-            more = max(total - received, 0) // size + 1 if together else 1
-            offsets = range(received, received + more * size, size)
-            if offsets[-1] >= MAX_PAGES * size:
-                raise Failure(f"{listing}: more than {MAX_PAGES} pages: it seems to have no end")
-        if received < total:
-            raise Transient(f"{received} of {total} counted rows were listed")
-    except Transient as error:
-        if not together:
-            raise Failure(f"{listing}: {error}; run it again later") from None
-        return (yield from follow_pages(listing, count_is_total, together=False))
-    return [row for _, row in rows.values()]
+def find_cause(error: BaseException) -> BaseException:
+    """Return the innermost exception that led to an error."""
+    cause = error.__cause__ or error.__context__
+    if cause is None:
+        return error
+    return find_cause(cause)
 
 
-def read_lists(client: Client, listings: Sequence[Listing]) -> Lists:
+# Paging
+
+
+class Pages:
+    """What has been read so far of one list."""
+
+    def __init__(self, listing: Listing, limit: int) -> None:
+        self.listing = listing
+        self.limit = limit
+        self.rows: dict[Any, Any] = {}  # by identity
+        self.counted = 0  # the most rows that an answer counted
+        self.first_size = 0  # rows of the first page: how far it is to the next
+        self.complete = False
+        self.contradiction = ""  # why the list cannot be believed
+
+    def next_asks(self) -> list[Ask]:
+        """Return the pages to ask for together: all that are counted, or else the next."""
+        received = len(self.rows)
+        number = 1
+        if self.counted > received:
+            number = math.ceil((self.counted - received) / self.first_size)
+        asks = []
+        for page in range(min(number, PAGES_TOGETHER)):
+            asks.append(Ask(self.listing, received + page * self.first_size, self.limit))
+        return asks
+
+    def add(self, page: Page) -> None:
+        """Add the page that comes next."""
+        if self.contradiction:
+            return
+        if page.offset != len(self.rows):
+            self.contradiction = f"the page before row {page.offset} is not full"
+            return
+        for row in page.rows:
+            if row.identity in self.rows:
+                self.contradiction = f"{row} is listed twice"
+                return
+            self.rows[row.identity] = row
+        if len(self.rows) > MAX_ROWS:
+            raise Failure(f"{self.listing}: more than {MAX_ROWS:,} rows: it seems to have no end")
+        self.first_size = self.first_size or len(page.rows)
+        self.counted = max(self.counted, page.counted)
+        has_more = page.has_next or self.counted > len(self.rows)
+        if has_more and not page.rows:
+            self.contradiction = f"{len(self.rows)} of {self.counted} counted rows were listed"
+        # What `count` means does not matter: a page that is not full ends the list.
+        self.complete = not has_more and len(page.rows) < page.limit
+
+
+def read_lists(client: Client, listings: Iterable[Listing]) -> dict[Listing, list[Any]]:
     """Return the rows of lists; the pages that they need next are asked for together."""
-    lists: Lists = {listing: [] for listing in listings}
-    reading = {listing: follow_pages(listing, client.count_is_total) for listing in listings}
-    answers: dict[Listing, Any] = dict.fromkeys(listings)
-    while answers:
-        asks = {}
-        for listing, pages in answers.items():
-            try:
-                asks[listing] = reading[listing].send(pages)
-            except StopIteration as end:
-                lists[listing] = end.value
-        got = iter(client.get(list(itertools.chain.from_iterable(asks.values()))))
-        answers = {each: list(itertools.islice(got, len(asked))) for each, asked in asks.items()}
-    return lists
+    rows_of: dict[Listing, list[Any]] = {}
+    reading = [Pages(listing, PAGE_SIZE) for listing in listings]
+    while reading:
+        read_round(client, reading)
+        unfinished = []
+        for pages in reading:
+            if pages.contradiction and pages.limit == WHOLE_LIST_SIZE:
+                raise Failure(
+                    f"{pages.listing}: {pages.contradiction}, twice: usage changes while it is "
+                    "read, or the API ignores offset: run it again later"
+                )
+            if pages.contradiction:
+                unfinished.append(Pages(pages.listing, WHOLE_LIST_SIZE))
+            elif pages.complete:
+                rows_of[pages.listing] = list(pages.rows.values())
+            else:
+                unfinished.append(pages)
+        reading = unfinished
+    return rows_of
 
 
-def read_first(client: Client, period: Period) -> tuple[list[Organization], dict[str, int]]:
-    """Return the organizations, and how many records there are of each kind, if that is known."""
-    probes = [Listing(kind, period, limit=1) for kind in KINDS]
-    started = client.pool.imap(client.get_page, probes)
-    [organizations] = read_lists(client, [Listing("", period)]).values()
-    pages = list(zip(KINDS, client.get(probes, started)))
-    is_total = client.count_is_total = any(page.counted > len(page.rows) for _, page in pages)
-    return organizations, {k: p.counted for k, p in pages if p.counted * is_total or not p.rows}
+def read_round(client: Client, reading: Iterable[Pages]) -> None:
+    """Add to each list the pages that it needs next."""
+    asks = []
+    askers = []
+    for pages in reading:
+        for ask in pages.next_asks():
+            asks.append(ask)
+            askers.append(pages)
+    for pages, page in zip(askers, client.get_pages(asks)):
+        pages.add(page)
 
 
-def read_usage(client: Client, owners: Iterable[Organization], book: PriceBook) -> Lists:
-    """Return the usage of organizations, in parts in which what each pays does not change."""
-    client.priced = lru_cache(maxsize=None)(book.priced)
-    listings = [Listing(k, p, each) for each in owners for k in KINDS for p in book.parts(each.id)]
-    return read_lists(client, listings)
+# Usage
+
+Usage = dict[Listing, list[Record]]
 
 
-def count_records(usage: Lists, kind: str, period: Period) -> int:
-    """Return how many records of a kind there would be if no organization's period were split."""
-    lists = [(each.period != period, rows) for each, rows in usage.items() if each.kind == kind]
-    whole = sum(len(rows) for split, rows in lists if not split)
-    return whole + len({subject_of(row) for split, rows in lists if split for row in rows})
+def list_usage(organizations: Iterable[Organization], period: Period) -> list[Listing]:
+    """Return the lists of the usage of organizations, in the order of the raw file."""
+    listings = []
+    for organization in organizations:
+        for profile_type in PROFILE_TYPES:
+            listings.append(Listing(organization, profile_type, period))
+    return listings
 
 
-def reconcile(client: Client, usage: Lists, wholes: Lists, again: bool = True) -> None:
-    """Compare with the partner-wide usage, after one more try where it differs; raises Failure."""
-    differing = defaultdict(list)
-    owners = {each.organization.id: each.organization for each in usage if each.organization}
-    for whole, others in wholes.items():
-        lists = {each: records for each, records in usage.items() if each.kind == whole.kind}
-        split = {each.organization for each in lists if each.period != whole.period}
-        own = Counter(map(subject_of, itertools.chain.from_iterable(lists.values())))
-        other = Counter(map(subject_of, others))
-        for subject in (own - other) | (other - own):
-            owner = owners[subject[0]]
-            if not (own[subject] and other[subject] and owner in split):
-                differing[str(whole._replace(organization=owner))].append(subject[-1])
-    if differing and again:
-        usage.update(read_lists(client, [each for each in usage if str(each) in differing]))
-        reconcile(client, usage, wholes, again=False)
-    elif differing:
-        hint = "differs from the partner-wide usage: run it again later, or with --no-reconcile"
-        raise Failure(*(f"{each}: {', '.join(ids[:5])}: {hint}" for each, ids in differing.items()))
+def reconcile(client: Client, usage: Usage, period: Period) -> list[Organization]:
+    """Compare usage with that of the whole partner, and add what is missing.
+
+    Returns the organizations that are not listed; raises Failure if the two still differ.
+    """
+    beyond = read_beyond(client, usage, period)
+    wholes = read_lists(client, beyond)
+    organizations = {listing.organization.id: listing.organization for listing in usage}
+    unlisted = {}
+    for records in wholes.values():
+        for record in records:
+            id_ = record.organization.id
+            if id_ not in organizations:
+                organizations[id_] = unlisted[id_] = record.organization
+    differing = compare(usage, wholes)
+    again = [Listing(organizations[id_], type_, period) for id_, type_ in differing]
+    usage.update(read_lists(client, again))
+    failures = []
+    for (id_, profile_type), instances in compare(usage, wholes).items():
+        failures.append(
+            f"{Listing(organizations[id_], profile_type, period)}: {shorten(instances)}: differs "
+            "from the partner-wide usage: run it again later, or with --no-reconcile"
+        )
+    for whole, beyond_last in beyond.items():
+        if beyond_last.subject not in {record.subject for record in wholes[whole]}:
+            failures.append(f"{whole}: {beyond_last} is on no page of it: run it again later")
+    if failures:
+        raise Failure(*failures)
+    return [unlisted[id_] for id_ in sorted(unlisted)]
+
+
+def read_beyond(client: Client, usage: Usage, period: Period) -> dict[Listing, Record]:
+    """Return, for each profile type, a record of the whole partner beyond those read, if any."""
+    numbers = Counter[str]()
+    for listing, records in usage.items():
+        numbers[listing.profile_type] += len(records)
+    wholes = list_usage([WHOLE_PARTNER], period)
+    asks = [Ask(whole, offset=numbers[whole.profile_type], limit=1) for whole in wholes]
+    beyond = {}
+    for whole, page in zip(wholes, client.get_pages(asks)):
+        if page.rows:
+            beyond[whole] = page.rows[0]
+    return beyond
+
+
+def compare(usage: Usage, wholes: Usage) -> dict[tuple[str, str], list[str]]:
+    """Return the instances that differ, by organization id and profile type.
+
+    Records are counted by subject; their hours are not compared, as those of running ones grow.
+    """
+    differing = defaultdict[Any, list[str]](list)
+    for whole, records_of_all in wholes.items():
+        own = Counter[tuple[str, ...]]()
+        for listing, records in usage.items():
+            if listing.profile_type == whole.profile_type:
+                own.update(record.subject for record in records)
+        of_all = Counter(record.subject for record in records_of_all)
+        for subject in (own - of_all) + (of_all - own):
+            organization_id, instance_id = subject[0], subject[-1]
+            differing[organization_id, whole.profile_type].append(instance_id)
+    return differing
+
+
+def shorten(names: Iterable[str], most: int = 5) -> str:
+    """Return the first few of many names."""
+    every = list(names)
+    if len(every) > most:
+        every[most:] = [f"and {len(every) - most} more"]
+    return ", ".join(every)
+
+
+def split_usage(client: Client, usage: Usage, book: PriceBook) -> None:
+    """Read usage of profiles whose price changes inside the period again, in the parts between."""
+    changing = defaultdict[Listing, set[str]](set)  # profiles
+    parts_of: dict[Listing, list[Listing]] = {}
+    for listing, records in usage.items():
+        moments: set[datetime] = set()
+        for profile in {record.profile for record in records}:
+            changes = book.changes(listing.organization.id, listing.profile_type, profile)
+            if changes:
+                moments |= changes
+                changing[listing].add(profile)
+        if moments:
+            parts_of[listing] = split_listing(listing, moments)
+    usage_in_parts = read_lists(client, [part for parts in parts_of.values() for part in parts])
+    for listing, parts in parts_of.items():
+        whole = usage[listing]
+        in_parts = [record for part in parts for record in usage_in_parts[part]]
+        check_parts(listing, whole, in_parts)
+        unchanged = [record for record in whole if record.profile not in changing[listing]]
+        changed = [record for record in in_parts if record.profile in changing[listing]]
+        usage[listing] = unchanged + changed
+
+
+def split_listing(listing: Listing, moments: Iterable[datetime]) -> list[Listing]:
+    """Return a list of usage in the parts between moments inside its period."""
+    parts = []
+    start = listing.period.start
+    for end in [*sorted(moments), listing.period.end]:
+        parts.append(listing._replace(period=Period(start, end)))
+        start = end
+    return parts
+
+
+def check_parts(listing: Listing, whole: Iterable[Record], in_parts: Iterable[Record]) -> None:
+    """Raise Failure if an instance is in the whole period only, or in parts of it only."""
+    subjects = {record.subject for record in whole}
+    differing = subjects.symmetric_difference(record.subject for record in in_parts)
+    if differing:
+        instances = shorten(sorted(subject[-1] for subject in differing))
+        raise Failure(
+            f"{listing}: {instances}: listed in the whole period only, or only in its parts "
+            "between changes of price: run it again later"
+        )
 
 
 # Billing
 
 
 class Line(NamedTuple):
-    """A line of the bill; without a price, it has no amount, in currency units, either."""
+    """A line of the bill; its fields are the columns of the files."""
 
-    record: Record
-    charge: str  # USAGE, FEE, or MINIMUM: a shortfall
+    organization: str
+    organization_id: str
+    external_id: str
+    project: str
+    profile_type: str
+    profile: str
+    instance: str
+    instance_id: str
+    status: str
+    created_at: str
+    parameters: str
+    period_start: datetime
+    period_end: datetime
+    charge: str
     dimension: str
-    hours: Decimal  # of the dimension
-    price: Price | None
-    amount: Decimal | None
-
-
-def bill_owner(owner: Organization, records: Iterable[Record], book: PriceBook) -> list[Line]:
-    """Return an organization's lines: usage, rounded once, half up; fees; shortfalls."""
-    month, unit = book.settings.month, MINOR_UNITS[book.settings.currency]
-    find = lru_cache(maxsize=None)(book.find)
-    lines = []
-    for record in records:
-        for dimension, hours in ((INSTANCE, record.hours), *record.quantities):
-            thing = record.profile, dimension
-            price = find(record.organization.id, record.kind, thing, record.period.start)
-            amount = (hours * price.rate).quantize(unit) if price else None
-            lines.append(Line(record, USAGE, dimension, hours, price, amount))
-    same = (book.index.get((charge, owner.id), {}).values() for charge in (FEE, MINIMUM))
-    latest = [prices[max(prices)] for prices in itertools.chain.from_iterable(same)]
-    if not month or not latest:
-        return lines
-    billed: dict[str, Decimal] = defaultdict(Decimal)  # without fees, by profile and for ALL
-    for line in lines:
-        for profile in (line.record.profile, ALL):
-            billed[profile] += line.amount or 0
-    # The minimum for ALL comes last: it counts what the others add.
-    for each in sorted(latest, key=lambda price: (price.profile == ALL, price.line)):
-        amount = each.rate.quantize(unit)
-        if each.charge == MINIMUM:
-            amount -= billed[each.profile]
-            if amount <= 0:
-                continue
-            billed[ALL] += amount
-        record = Record(owner, "", month, each.profile)
-        lines.append(Line(record, each.charge, "month", NO_HOURS, each, amount))
-    return lines
+    usage_hours: Decimal | None  # of the dimension, trimmed; None for fees and minimums
+    billing_rate: Decimal | None  # None also where there is no price
+    billing_amount: Decimal | None  # currency units; None where there is no price
+    currency: str
 
 
 class Bill(NamedTuple):
-    """What is billed, in the order of the raw file, and what is to be said of it."""
+    """What is billed, and what it was made from."""
 
+    settings: Settings
+    price_file: PriceFile
     book: PriceBook
-    organizations: Sequence[Organization]
-    lines: Sequence[Line]
-
-    def unpriced(self) -> list[str]:
-        """Return a warning for each profile and dimension with usage that has no price."""
-        unpriced: dict[Thing, Decimal] = defaultdict(Decimal)
-        for line in self.lines:
-            if not line.price and line.hours:
-                unpriced[line.record.profile, line.dimension] += line.hours
-        return [
-            f"{dimension} of {profile} has no price: {format_hours(hours)} hours are not billed"
-            for (profile, dimension), hours in unpriced.items()
-        ]
-
-    def parameters(self) -> tuple[list[str], list[str]]:
-        """Return warnings of prices of parameters that no record has, and which only some have."""
-        book, warnings, notes, billable = self.book, [], [], Counter[Price]()
-        billed = Counter(line.price for line in self.lines if line.dimension != INSTANCE)
-        group_of = attrgetter("organization.id", "kind", "profile", "period")
-        records = (line.record for line in self.lines if line.dimension == INSTANCE)
-        groups = Counter(map(group_of, records if any(book.parameters.values()) else ()))
-        for (owner, kind, profile, period), number in groups.items():
-            for name in book.priced(owner, kind, profile):
-                price = book.find(owner, kind, (profile, name), period.start)
-                billable.update({price: number} if price else {})
-        for price, number in sorted(billable.items()):
-            text = f"{price.dimension} of {price.profile}: {billed[price]} of {number} records"
-            if not billed[price]:
-                warnings.append(f"{book.path}: line {price.line}: nothing to bill: {text}")
-            elif billed[price] < number:
-                notes.append(text)
-        return warnings, notes
-
-    def left_out(self) -> list[str]:
-        """Return a warning for each fee and minimum in force if the period is not a month."""
-        owners = {each.id for each in self.organizations if not self.book.settings.month}
-        return [
-            f"{self.book.path}: line {p.line}: no {p.charge} {p.profile}: not a calendar month"
-            for p in self.book.prices
-            if p.charge != USAGE and p.organization in owners
-        ]
-
-    def doubts(self) -> list[str]:
-        """Return warnings that leave the status: too many hours, and a month not yet over."""
-        (start, end), month = self.book.period, self.book.settings.month
-        doubts, over, seconds = list[str](), list[str](), (end - start) // timedelta(seconds=1)
-        for _, own in itertools.groupby(self.lines, attrgetter("record.organization.id")):
-            hours: dict[str, Decimal] = defaultdict(Decimal)
-            for line in own:
-                if line.dimension == INSTANCE:
-                    hours[line.record.instance_id] += line.hours - ROUNDING
-            over += [instance for instance, total in hours.items() if total * 3600 > seconds]
-        if over:
-            doubts.append(f"more hours than the period has: {len(over)}: {', '.join(over[:5])}")
-        if month and month.end > end:
-            doubts.append(f"the bill is provisional: the month ends after {format_moment(end)}")
-        return doubts
-
-    def summary(self) -> list[str]:
-        """Return the table of organizations that are billed, and what the total is made of."""
-        currency, everybody = self.book.settings.currency, len(self.organizations)
-        zero = 0 * MINOR_UNITS[currency]
-        figures: dict[str, Sequence[Decimal | int]] = {}
-        for owner, own in itertools.groupby(self.lines, attrgetter("record.organization")):
-            lines = list(own)
-            instances = Decimal(len({x.record.instance_id for x in lines} - {""}))
-            hours = sum((x.hours for x in lines if x.dimension == INSTANCE), NO_HOURS)
-            figures[str(owner)] = instances, hours, sum((x.amount or 0 for x in lines), zero)
-        idle = everybody - sum(1 for instances, *_ in figures.values() if instances)
-        figures["Total"] = [*map(sum, zip((Decimal(0), NO_HOURS, zero), *figures.values()))]
-        paid = {c: [x.amount or zero for x in self.lines if x.charge == c] for c in (FEE, MINIMUM)}
-        rows = [["Organization", "Instances", "Hours", f"Amount ({currency})"]]
-        rows += [[name, *map("{:,f}".format, row)] for name, row in figures.items()]
-        parts = [f"Of the total, {c}s: {sum(x, zero):,f}" for c, x in paid.items() if x]
-        return [*align(rows), "", *parts, f"Organizations without usage: {idle} of {everybody}"]
+    organizations: Sequence[Organization]  # all that are billed, also those without usage
+    unlisted: Sequence[Organization]
+    reconciled: str  # what the summary says of it
+    lines: Sequence[Line]  # in the order of the raw file
+    overlong: Sequence[str]  # instances with more hours than their period
 
 
-def align(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table as text: what its rows are about on the left, figures on the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join([n.ljust(widths[0]), *map(str.rjust, r, widths[1:])]) for n, *r in rows]
+def make_lines(
+    settings: Settings, book: PriceBook, organizations: Iterable[Organization], usage: Usage
+) -> tuple[list[Line], list[str]]:
+    """Return the lines of all organizations, and the instances with too many hours."""
+    lines: list[Line] = []
+    overlong: list[str] = []
+    for organization in organizations:
+        own_lines: list[Line] = []
+        prices_of: dict[Any, Prices] = {}  # by what has the same prices
+        for listing in list_usage([organization], settings.period):
+            for record in usage.pop(listing, []):  # lines take its place in memory
+                same = (record.profile_type, record.profile, record.period.start)
+                if same not in prices_of:
+                    prices_of[same] = book.find(organization.id, *same)
+                own_lines.extend(bill_record(record, prices_of[same], settings.currency))
+                if is_overlong(record, prices_of[same]):
+                    overlong.append(record.instance_id)
+        if settings.month:
+            prices = book.monthly(organization.id)
+            own_lines.extend(bill_month(organization, own_lines, prices, settings))
+        lines.extend(own_lines)
+    return lines, overlong
+
+
+def has_price(parameter: Parameter, prices: Prices) -> bool:
+    """Return whether a parameter is billed; if none is in force, its line is unpriced."""
+    return parameter.name in prices and parameter.name != INSTANCE
+
+
+def bill_record(record: Record, prices: Prices, currency: str) -> list[Line]:
+    """Return the line of an instance, then one for each parameter that has a price."""
+    hours_of = {INSTANCE: record.hours}
+    texts = []
+    try:
+        for parameter in record.parameters:
+            texts.append(describe_parameter(parameter))
+            if has_price(parameter, prices):
+                if parameter.name in hours_of:
+                    raise Failure(f"{parameter.name}: listed twice")
+                hours_of[parameter.name] = quantity_hours(parameter)
+    except Failure as error:
+        raise Failure(f"{record} of {record.organization}: {error}") from None
+    lines = []
+    for dimension, hours in hours_of.items():
+        rate = amount = None
+        price = prices.get(dimension)
+        if price:
+            rate = price.rate
+            amount = round_half_up(hours * rate, minor_digits(currency))
+        line = Line(
+            organization=record.organization.name,
+            organization_id=record.organization.id,
+            external_id=record.organization.external_id,
+            project=record.project,
+            profile_type=record.profile_type,
+            profile=record.profile,
+            instance=record.instance,
+            instance_id=record.instance_id,
+            status=record.status,
+            created_at=record.created_at,
+            parameters="; ".join(texts),
+            period_start=record.period.start,
+            period_end=record.period.end,
+            charge=USAGE,
+            dimension=dimension,
+            usage_hours=hours,
+            billing_rate=rate,
+            billing_amount=amount,
+            currency=currency,
+        )
+        lines.append(line)
+    return lines
+
+
+def metered_hours(parameter: Parameter) -> Decimal:
+    """Return the hours of a parameter's own usage; raises Failure."""
+    try:
+        return parse_hours(parameter.usage, parameter.raw_usage, MAX_QUANTITY_HOURS)
+    except Failure as error:
+        raise Failure(f"{parameter.name}: {error}") from None
+
+
+def quantity_hours(parameter: Parameter) -> Decimal:
+    """Return quantity x hours: Rafay meters it, but for a label it is its value x its usage."""
+    if parameter.is_label is None and parameter.label_value:
+        raise Failure(f"{parameter.name}: has a label_value, but no is_label")
+    hours = metered_hours(parameter)
+    if not parameter.is_label:
+        return hours
+    if not LABEL_NUMBER.fullmatch(parameter.label_value):
+        raise Failure(f"{parameter.name}: label {parameter.label_value!r} is not a plain decimal")
+    return trim_hours(Decimal(parameter.label_value) * hours)
+
+
+def describe_parameter(parameter: Parameter) -> str:
+    """Return a label as `GPU=1`, a metered quantity as `storage_size=1200.00h`."""
+    if parameter.is_label:
+        return f"{parameter.name}={parameter.label_value}"
+    return f"{parameter.name}={metered_hours(parameter):f}h"
+
+
+def is_overlong(record: Record, prices: Prices) -> bool:
+    """Return whether an instance, or a billed label of it, has more hours than its period."""
+    hours = record.hours
+    for parameter in record.parameters:
+        if parameter.is_label and has_price(parameter, prices):
+            hours = max(hours, metered_hours(parameter))
+    seconds = (record.period.end - record.period.start) // timedelta(seconds=1)
+    return (hours - HUNDREDTH) * 3600 > seconds
+
+
+def bill_month(
+    organization: Organization, usage: Iterable[Line], prices: Iterable[Price], settings: Settings
+) -> list[Line]:
+    """Return the fees, and what an organization's usage falls short of its minimums."""
+    counted: dict[str, Decimal] = defaultdict(Decimal)  # by profile
+    counted_in_all = Decimal(0)
+    for line in usage:
+        amount = line.billing_amount or Decimal(0)
+        counted[line.profile] += amount
+        counted_in_all += amount
+    lines = []
+    for price in prices:
+        amount = round_half_up(price.rate, minor_digits(settings.currency))
+        if price.charge == MINIMUM:
+            if price.profile == ALL_PROFILES:
+                amount -= counted_in_all
+            else:
+                amount -= counted[price.profile]
+            if amount <= 0:
+                continue
+            counted_in_all += amount
+        lines.append(make_monthly_line(organization, price, amount, settings))
+    return lines
+
+
+def make_monthly_line(
+    organization: Organization, price: Price, amount: Decimal, settings: Settings
+) -> Line:
+    """Return the line of a fee, or of a shortfall, for the whole month."""
+    month = settings.month or settings.period
+    return Line(
+        organization=organization.name,
+        organization_id=organization.id,
+        external_id=organization.external_id,
+        project="",
+        profile_type="",
+        profile=price.profile,
+        instance="",
+        instance_id="",
+        status="",
+        created_at="",
+        parameters="",
+        period_start=month.start,
+        period_end=month.end,
+        charge=price.charge,
+        dimension=MONTH,
+        usage_hours=None,
+        billing_rate=None,
+        billing_amount=amount,
+        currency=settings.currency,
+    )
+
+
+# Warnings
+
+
+def warn_of_unbilled(bill: Bill) -> list[str]:
+    """Return what may not be billed: each of these makes the exit status 3."""
+    warnings = warn_of_unpriced(bill)
+    if not bill.settings.org:  # with --org, others' prices are not this bill's concern
+        warnings += bill.book.unknown
+    used = find_used(bill)
+    billed = {organization.id for organization in bill.organizations}
+    for price in bill.book.prices:
+        if price.charge != USAGE and price.organization in billed and not bill.settings.month:
+            what = f"{price.charge} {price.profile}"
+            warnings.append(f"{price.source}: no {what}: the period is not a calendar month")
+        has_usage = priced_thing(price._replace(dimension=INSTANCE)) in used
+        if price.charge == USAGE and has_usage and priced_thing(price) not in used:
+            what = f"no record of {price.profile} has {price.dimension}"
+            warnings.append(f"{price.source}: nothing to bill: {what}")
+    return warnings
+
+
+def warn_of_unpriced(bill: Bill) -> list[str]:
+    """Return a warning for each profile and dimension with usage that has no price."""
+    hours = defaultdict[Any, Decimal](Decimal)
+    organizations = defaultdict[Any, dict[str, str]](dict)
+    for line in bill.lines:
+        if line.usage_hours and line.billing_amount is None:
+            thing = (line.profile, line.dimension)
+            hours[thing] += line.usage_hours
+            organizations[thing][line.organization_id] = name_organization(line)
+    warnings = []
+    for (profile, dimension), total in hours.items():
+        whose = shorten(organizations[profile, dimension].values(), most=3)
+        what = f"{dimension} of {profile} has no price"
+        warnings.append(f"{what}: {total:f} hours of {whose} are not billed")
+    return warnings
+
+
+def warn_of_doubts(bill: Bill) -> list[str]:
+    """Return what should be looked at, although what is billed is complete."""
+    warnings = warn_of_idle_minimums(bill)
+    for organization in bill.unlisted:
+        warnings.append(f"{organization} is not listed but has usage: it is billed")
+    if bill.overlong:
+        what = f"{len(bill.overlong)}: {shorten(bill.overlong)}"
+        warnings.append(f"instances with more hours than the period has: {what}")
+    if bill.settings.provisional:
+        end = format_time(bill.settings.period.end, bill.settings.timezone)
+        warnings.append(f"the bill is provisional: usage until {end} may still arrive")
+    return warnings
+
+
+def warn_of_idle_minimums(bill: Bill) -> list[str]:
+    """Return a warning for each minimum that is billed in full, as there is nothing to count."""
+    counted = set()
+    for line in bill.lines:
+        if line.charge == USAGE:
+            counted.add((line.organization_id, line.profile))
+        if line.charge == USAGE or (line.charge == MINIMUM and line.profile != ALL_PROFILES):
+            counted.add((line.organization_id, ALL_PROFILES))
+    warnings = []
+    for line in bill.lines:
+        if line.charge == MINIMUM and (line.organization_id, line.profile) not in counted:
+            what = f"minimum {line.profile} of {name_organization(line)}"
+            warnings.append(f"{what} is billed in full, as nothing was used: is its profile right?")
+    return warnings
+
+
+Thing = tuple[str, str, str, str]  # profile, dimension, organization id, profile type
+
+
+def priced_thing(price: Price) -> Thing:
+    """Return what a price is for; a blank organization or profile type stands for all."""
+    return (price.profile, price.dimension, price.organization, price.profile_type)
+
+
+def find_used(bill: Bill) -> set[Thing]:
+    """Return what there is usage of, whether or not it has a price."""
+    used: set[Thing] = set()
+    for line in bill.lines:
+        if line.charge == USAGE:
+            used.add((line.profile, line.dimension, line.organization_id, line.profile_type))
+    for profile, dimension, organization_id, profile_type in list(used):
+        used.add((profile, dimension, organization_id, ""))
+        used.add((profile, dimension, "", profile_type))
+        used.add((profile, dimension, "", ""))
+    return used
+
+
+def list_unused(bill: Bill) -> list[str]:
+    """Return the hourly prices in force that nobody used: one may be misspelled."""
+    used = find_used(bill)
+    names = {organization.id: str(organization) for organization in bill.organizations}
+    names[""] = "everyone"
+    unused = []
+    for price in bill.book.prices:
+        if (
+            price.charge == USAGE
+            and priced_thing(price) not in used
+            and price.organization in names
+        ):
+            whose = names[price.organization]
+            unused.append(f"{price.source}: {price.dimension} of {price.profile}, for {whose}")
+    return unused
 
 
 # Files
 
-HEADER = """organization,organization_id,external_id,project,profile_type,profile,instance,\
-instance_id,status,created_at,parameters,period_start,period_end,charge,dimension,usage_hours,\
-billing_rate,billing_amount,currency\n"""
-
-
-def format_hours(hours: Decimal) -> str:
-    """Return exact hours with two decimals, or more as needed."""
-    whole, _, fraction = f"{hours:f}".partition(".")
-    return f"{whole}.{fraction.rstrip('0'):0<2}"
-
 
 @lru_cache(maxsize=10_000)
-def text_cell(text: str) -> str:
+def format_text(text: str) -> str:
     """Return a text on one line that no spreadsheet takes for a formula."""
-    text = text if text.isprintable() else CONTROL.sub(" ", text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    text = CONTROL.sub(" ", text)
+    if text.startswith(("=", "+", "-", "@")):
+        return f"'{text}"
+    return text
 
 
-def format_line(line: Line, currency: str) -> tuple[str, ...]:
-    """Return the cells of a line, one for each column."""
-    record, owner = line.record, line.record.organization
-    return (
-        *map(text_cell, (owner.name, owner.id, owner.external_id, record.project, record.kind)),
-        *map(text_cell, (record.profile, record.instance, record.instance_id, record.status)),
-        *map(text_cell, (record.created_at, record.parameters)),
-        *map(format_moment, record.period),
-        *map(text_cell, (line.charge, line.dimension)),
-        format_hours(line.hours) if line.charge == USAGE else "",
-        f"{line.price.rate:f}" if line.price else "",
-        "" if line.amount is None else f"{line.amount:f}",
-        currency,
-    )
+def format_row(values: Iterable[Any], zone: tzinfo = timezone.utc) -> str:
+    """Return a row of CSV: numbers and times as they are, texts made safe."""
+    cells = []
+    for value in values:
+        if value is None:
+            cells.append("")
+        elif isinstance(value, Decimal):
+            cells.append(f"{value:f}")
+        elif isinstance(value, datetime):
+            cells.append(format_time(value, zone))
+        else:
+            cells.append(format_text(value))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
 
 
-def write_files(bill: Bill, now: datetime) -> list[str]:
-    """Write the raw and the sorted file, or neither; return what they are; raises Failure."""
-    directory, currency = bill.book.settings.output_dir, bill.book.settings.currency
-    temp = Path(directory, f".ncp-metrics-{random.getrandbits(64):016x}")
-    create = partial(open, mode="x+", encoding="utf-8", newline="\n")
-    sort_key = attrgetter("project", "kind", "profile", "instance", "instance_id", "period")
-    groups = []  # of lines, one for each organization, and where they begin in the raw file
+def sort_key(line: Line) -> tuple[Any, ...]:
+    """Return what the sorted file is sorted by; lines with the same key keep their order."""
+    tenant = (line.organization.casefold(), line.organization_id, line.project)
+    instance = (line.profile_type, line.profile, line.instance, line.instance_id)
+    return (*tenant, *instance, line.period_start, line.period_end)
+
+
+def write_files(bill: Bill, now: datetime) -> list[Path]:
+    """Write all files, or none; return their paths; raises Failure."""
+    rows = [format_row(line, bill.settings.timezone) for line in bill.lines]
+    in_order = sorted(zip(bill.lines, rows), key=lambda pair: sort_key(pair[0]))
+    contents = {"ncp-metrics": rows, "ncp-metrics-sorted": [row for _, row in in_order]}
+    directory = bill.settings.output_dir
     try:
-        temp.mkdir(mode=0o700)
-        with create(temp / "ncp-metrics") as raw, create(temp / "ncp-metrics-sorted") as in_order:
-            raw.write(HEADER)
-            in_order.write(HEADER)
-            rows = csv.writer(raw, lineterminator="\n")
-            for owner, own in itertools.groupby(bill.lines, attrgetter("record.organization")):
-                groups.append((owner.name.casefold(), owner.id, raw.tell(), list(own)))
-                rows.writerows(format_line(line, currency) for line in groups[-1][-1])
-            for _, _, begin, lines in sorted(groups):
-                raw.seek(begin)
-                pairs = sorted(zip(lines, raw), key=lambda pair: sort_key(pair[0].record))
-                in_order.writelines(text for _, text in pairs)
-            for file in (raw, in_order):
-                file.flush()
-                os.fsync(file.fileno())
-        handle_signals(stopping=False)  # from here on, a signal changes neither files nor status
-        return publish(temp, now)
+        private = Path(tempfile.mkdtemp(prefix=".ncp-metrics-", dir=directory))
+        try:
+            for name in contents:
+                with open(private / name, "x", encoding="utf-8", newline="\n") as file:
+                    file.write(format_row(Line._fields))
+                    file.writelines(contents[name])
+                    file.flush()
+                    os.fsync(file.fileno())
+            handle_signals(ignore_signal)  # from here on, they change neither files nor status
+            return publish([private / name for name in contents], directory, now)
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
     except OSError as error:
         raise Failure(f"cannot write to {directory}: {error.strerror}: no file written") from None
-    finally:
-        handle_signals(stopping=False)
-        shutil.rmtree(temp, ignore_errors=True)
 
 
-def publish(temp: Path, now: datetime) -> list[str]:
-    """Give the files their names, of the first second from now on that is free for all."""
-    while True:
-        paths: dict[Path, Path] = {}
-        with suppress(FileExistsError), ExitStack() as undo:
-            for file in sorted(temp.iterdir()):
-                path = paths[file] = temp.with_name(f"{file.name}-{now:%m%d%Y-%H%M%S}.csv")
-                try:
-                    os.link(file, path)
-                except OSError:  # it exists, or there are no hard links here: claim it
-                    path.touch(exist_ok=False)
-                undo.callback(path.unlink)
-            for file, path in paths.items():
-                os.replace(file, path)  # changes nothing for two links to one file
-            undo.pop_all()
-            return [f"File: {path}" for path in paths.values()]
-        now += timedelta(seconds=1)
+def publish(files: Sequence[Path], directory: Path, now: datetime) -> list[Path]:
+    """Give files their names, of the first second from now on that is free for all of them."""
+    paths: list[Path] = []
+    try:
+        for file in files:
+            path = directory / f"{file.name}-{now:%m%d%Y-%H%M%S}.csv"
+            try:
+                os.link(file, path)
+            except OSError:  # it exists, or there are no hard links here: claim it
+                path.touch(exist_ok=False)
+            paths.append(path)
+        for file, path in zip(files, paths):
+            os.replace(file, path)  # changes nothing for two links to one file
+        return paths
+    except OSError as error:
+        for path in paths:
+            path.unlink()
+        if isinstance(error, FileExistsError):
+            return publish(files, directory, now + timedelta(seconds=1))
+        raise
+
+
+# Summary
+
+
+class Figures:
+    """Sums of lines, as a row of the summary shows them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.instances: set[tuple[str, str]] = set()
+        self.hours = Decimal("0.00")  # of the instances
+        self.amounts: list[Decimal] = []
+
+    def add(self, line: Line) -> None:
+        """Add a line."""
+        if line.usage_hours is not None:
+            self.instances.add((line.organization_id, line.instance_id))
+            if line.dimension == INSTANCE:
+                self.hours += line.usage_hours
+        if line.billing_amount is not None:
+            self.amounts.append(line.billing_amount)
+
+    def row(self, width: int) -> str:
+        """Return a row of the summary; no amount where nothing has a price."""
+        amount = ""
+        if self.amounts:
+            amount = f"{sum(self.amounts):,f}"
+        row = f"{self.name:{width}} {len(self.instances):9} {self.hours:14,f} {amount:>18}"
+        return row.rstrip()
+
+
+def make_table(
+    bill: Bill, heading: str, key_of: Callable[[Line], Any], name_of: Callable[[Line], str]
+) -> list[str]:
+    """Return a table with a row for each group of lines, and their total."""
+    groups: dict[Any, Figures] = {}
+    total = Figures("Total")
+    for line in bill.lines:
+        key = key_of(line)
+        if key not in groups:
+            groups[key] = Figures(name_of(line))
+        groups[key].add(line)
+        total.add(line)
+    every = [*groups.values(), total]
+    width = max(len(figures.name) for figures in every)
+    width = max(width, len(heading))
+    amount = f"Amount ({bill.settings.currency})"
+    header = f"{heading:{width}} Instances {'Hours':>14} {amount:>18}"
+    return [header, *(figures.row(width) for figures in every)]
+
+
+def name_organization(line: Line) -> str:
+    """Return what people read of the organization of a line."""
+    return f"{line.organization} ({line.organization_id})"
+
+
+def name_profile(line: Line) -> str:
+    """Return what people read of the profile of a line."""
+    if line.charge == USAGE:
+        return line.profile
+    return f"{line.profile} ({line.charge})"
+
+
+def summarize(bill: Bill) -> list[str]:
+    """Return the summary: what is billed, and what an auditor asks for."""
+    settings, price_file = bill.settings, bill.price_file
+    start = format_time(settings.period.start, settings.timezone)
+    end = format_time(settings.period.end, settings.timezone)
+    lines = [f"Period: {start} to {end} (end excluded)", ""]
+    lines += make_table(bill, "Organization", lambda line: line.organization_id, name_organization)
+    lines.append("")
+    lines += make_table(bill, "Profile", lambda line: (line.charge, line.profile), name_profile)
+    lines.append("")
+    for charge in (FEE, MINIMUM):
+        amounts = [line.billing_amount or 0 for line in bill.lines if line.charge == charge]
+        if amounts:
+            lines.append(f"Of the total, {charge}s: {sum(amounts):,f}")
+    with_usage = {line.organization_id for line in bill.lines if line.charge == USAGE}
+    every = len(bill.organizations)
+    lines.append(f"Organizations without usage: {every - len(with_usage)} of {every}")
+    lines.append(bill.reconciled)
+    lines.append(f"Time zone: {settings.timezone}, version: {VERSION}")
+    prices = f"{price_file.path}, prices: {len(price_file.prices)}"
+    lines.append(f"Price book: {prices}, SHA-256: {price_file.sha256}")
+    return lines
 
 
 # Screen
@@ -1137,283 +1945,146 @@ class Screen:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.quiet = False
-        keys = {environ.get(n, "").strip() for n in ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY")}
-        # Each character of a key may also be JSON-escaped or percent-encoded.
-        char = r"(?:\\{{0,9}}(?:{0}|u00(?i:{1:02x}))|%(?:25)*(?i:{1:02x}))"
-        hidden = ["".join(char.format(re.escape(c), ord(c)) for c in key) for key in keys if key]
-        self.secrets = re.compile("|".join(sorted(hidden, key=len, reverse=True)) or "(?!)")
+        self.verbose = False
+        keys = []
+        for name in ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY"):
+            key = environ.get(name, "").strip()
+            if len(key) >= MIN_KEY_LENGTH:
+                keys.append(key)
+        keys.sort(key=len, reverse=True)  # one may begin with the other
+        self.keys = re.compile("|".join(map(re.escape, keys)) or "(?!)", re.IGNORECASE)
+        self.longest_key = max(map(len, keys), default=0)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a locale may lack letters
 
     def redact(self, text: str) -> str:
-        """Return a text without API keys, nor what steers a terminal; before it is cut short."""
-        shown = self.secrets.sub("***", text)
+        """Return a text without API keys, and without what steers a terminal."""
+        shown = self.keys.sub("***", text)
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
 
-    def say(self, *texts: str, about: str = "") -> None:
-        """Print texts: on stderr if they are about a warning or error, else on stdout."""
-        self.progress("")
-        stream, begin = (sys.stderr, f"ncp_metrics: {about}: ") if about else (sys.stdout, "")
-        if stream and (about or not self.quiet):
-            self._write(stream, "".join(f"{begin}{self.redact(text)}\n" for text in texts))
+    def beginning(self, text: str, most: int) -> str:
+        """Return the beginning of a text, redacted before it is cut: no part of a key is left."""
+        enough = most * (self.longest_key + 1)
+        words = text[:enough].split()
+        return self.redact(" ".join(words))[:most]
+
+    def summary(self, lines: Iterable[str]) -> None:
+        """Print lines on stdout."""
+        if not self.quiet:
+            self._write(sys.stdout, lines)
+
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Print warnings."""
+        self._write(sys.stderr, [f"ncp_metrics: warning: {warning}" for warning in warnings])
+
+    def error(self, errors: Iterable[str]) -> None:
+        """Print errors, which may quote a server at length."""
+        lines = [f"ncp_metrics: error: {self.beginning(error, MAX_ERROR)}" for error in errors]
+        self._write(sys.stderr, lines)
+
+    def note(self, text: str) -> None:
+        """Print what --verbose shows; also called by the threads of the client."""
+        if self.verbose:
+            self._write(sys.stderr, [f"ncp_metrics: {text}"])
 
     def progress(self, text: str) -> None:
         """Rewrite the progress line, on a terminal only."""
-        if not self.quiet and sys.stderr and sys.stderr.isatty():
-            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-            self._write(sys.stderr, f"\r\x1b[K{self.redact(text)[: width - 1]}")
+        if self.quiet or not sys.stderr or not sys.stderr.isatty():
+            return
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        self._print(sys.stderr, f"\r\x1b[K{self.beginning(text, width - 1)}")
 
-    def _write(self, stream: TextIO, text: str) -> None:
-        """Write, whether or not anybody reads it: what was written to disk stands either way."""
-        try:  # a locale may lack letters
-            stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
+    def _write(self, stream: TextIO | None, lines: Iterable[str]) -> None:
+        self.progress("")
+        text = "".join(f"{self.redact(line)}\n" for line in lines)
+        if stream:
+            self._print(stream, text)
+
+    def _print(self, stream: TextIO, text: str) -> None:
+        """Print, whether or not anybody reads it: what was written to disk stands either way."""
+        try:
+            stream.write(text)
             stream.flush()
-        except (OSError, Stopped) as error:
-            # What is left in the buffer must neither fail nor wait again when Python ends.
+        except OSError:
+            # What is left in the buffer must not fail again when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            if isinstance(error, Stopped):
-                raise
-
-
-def audit(book: PriceBook) -> list[str]:
-    """Return what an auditor asks for."""
-    return [
-        f"Period: {' to '.join(map(format_moment, book.period))} (end excluded)",
-        f"Time zone: {book.settings.timezone}, version: {VERSION}",
-        f"Price book: {book.path}, prices: {len(book.prices)}, SHA-256: {book.sha256}",
-    ]
-
-
-# First contact
-
-Sample = tuple[list[Record], bool]  # some usage of a kind, and whether this is all
-
-
-def check(client: Client, raw_book: PriceBook) -> int:
-    """Report how the controller answers and what needs a price; return the exit status."""
-    settings, say, everyone = client.settings, client.screen.say, Listing("", raw_book.period)
-    answers = client.answers = dict[Listing, Any]()
-    listed = (client.attempt(read_lists, client, [everyone]) or {everyone: []})[everyone]
-    owners = (client.attempt(choose, settings.organizations, listed) or []) if listed else []
-    book = (client.attempt(resolve, raw_book, listed) if listed else None) or raw_book
-    client.priced = book.priced
-    lists = [answer for answer in answers.values() if isinstance(answer, dict)]
-    off = sum(False in (r.get("active"), r.get("approved")) for a in lists for r in rows_of(a))
-    known = ("results", "items"), ("count", "next")
-    keys = [", ".join(k for k in each if any(k in a for a in lists)) or "none" for each in known]
-    say(f"organizations: {len(listed)}, inactive: {off}, to bill: {len(owners)}")
-    say(f"organizations, list key: {keys[0]}; paging: {keys[1]}")
-    samples = [take_sample(client, Listing(kind, book.period), owners) for kind in KINDS]
-    number = len(KINDS) * sum(len(book.parts(each.id)) for each in owners)
-    wait = number * client.slowest / settings.workers
-    say(f"slowest answer: {client.slowest:.2f} s; a bill: {number} lists, {wait:.0f} s or more")
-    say("", *describe_profiles(answers, book))
-    if owners and book is not raw_book:
-        client.attempt(report_unbilled, client, raw_book, listed, samples)
-    works = "Nothing seen would fail a bill; nothing was written."
-    say("", *audit(raw_book), *([works] if client.statuses == {0} else []))
-    return min(client.statuses - {0}, default=0)
-
-
-def rows_of(answer: Any) -> list[dict[str, Any]]:
-    """Return the rows of an answer as far as they are objects, whatever else is wrong with it."""
-    names = ("instance_usage_data", "results", "items") if isinstance(answer, dict) else ()
-    lists = [answer[name] for name in names if isinstance(answer.get(name), list)]
-    return [row for rows in lists for row in rows if isinstance(row, dict)]
-
-
-def take_sample(client: Client, whole: Listing, owners: Sequence[Organization]) -> Sample:
-    """Report how usage is listed, by two pages and one of an organization; return what is used."""
-    pages, asks, own = list[Page](), [whole], None
-    reading = follow_pages(whole, count_is_total=False, together=False)
-    next(reading)
-    while asks and len(pages) < 2:
-        got = client.attempt(client.get, asks) or []
-        pages += got
-        asks = got and client.attempt(reading.send, got)
-    records = [row for page in pages for row in page.rows]
-    if records:
-        # The last one: an ignored filter would answer with the first ones.
-        owner = owners[0] if client.settings.organizations and owners else records[-1].organization
-        owned = {subject_of(row) for row in records if row.organization.id == owner.id}
-        listing, size = whole._replace(organization=owner), len(pages[0].rows)
-        own = client.attempt(read_own, client, listing, owned, size)
-    rows = [r for each, a in client.answers.items() if each.kind == whole.kind for r in rows_of(a)]
-    facts = describe_usage(pages, own, rows) if pages else ["usage: failed, see the error"]
-    client.screen.say(*(f"{whole.kind} {fact}" for fact in facts))
-    return list({identity_of(row): row for row in (*records, *(own or ()))}.values()), not asks
-
-
-def read_own(client: Client, listing: Listing, owned: set[Any], size: int) -> list[Record]:
-    """Return a page of an organization's own usage; raises Failure if it lacks what is owned."""
-    [page] = client.get([listing])
-    if owned - set(map(subject_of, page.rows)) and len(page.rows) < min(page.limit, size):
-        raise Failure(f"{listing}: lacks instances that the partner-wide usage has")
-    return page.rows
-
-
-def describe_usage(pages: Sequence[Page], own: list[Record] | None, raw: list[Any]) -> list[str]:
-    """Return what one or two pages, and one of an organization, show of what is undocumented."""
-    first, counted, size = pages[0].rows, pages[0].counted, len(pages[0].rows)
-    second = {identity_of(row): row for page in pages[1:] for row in page.rows}
-    rows = list({**{identity_of(row): row for row in first}, **second}.values())
-    fresh = len(second.keys() - set(map(identity_of, first)))
-    fits = pages[1:] and not second and counted <= size
-    seen = "everything fits on one page" if fits else "the first page only"
-    count = limit = offset = honoured = f"not seen: {seen if first else 'no usage'}"
-    if first and not counted:
-        count = "not given"
-    elif fresh or counted != size:
-        count = "a total" if counted > size else "not a total"
-    lowered = min(pages[0].limit, size if fresh else PAGE_SIZE)
-    if fresh or lowered < PAGE_SIZE:
-        limit = f"lowered to {lowered}" if lowered < PAGE_SIZE else "not lowered"
-    if second:
-        offset = "moves on" if fresh == len(second) else "records move" if fresh else "ignored"
-    elif first and (not pages[1:] or counted > size):
-        offset = "failed, see the error"
-    if first:
-        several = len({row.organization.id for row in rows}) > 1
-        honoured = "honoured" if several else "not seen: usage of one organization only"
-        honoured = "failed, see the error" if own is None else honoured
-    fields = [name for name in ("status", "deleted_at") if any(row.get(name) for row in raw)]
-    whole = not first or (pages[1:] and (not fresh or counted == len(rows)))
-    return [
-        f"usage, records: {max(counted, len(rows))}{'' if whole else ' or more'}",
-        f"usage, count: {count}",
-        f"usage, limit: {limit}",
-        f"usage, offset: {offset}",
-        f"usage, organization filter: {honoured}",
-        f"usage, further records of an instance: {len(rows) - len({r.instance_id for r in rows})}",
-        f"usage, status fields: {', '.join(fields) or 'none'}",
-    ]
-
-
-def describe_profiles(answers: Mapping[Listing, Any], book: PriceBook) -> list[str]:
-    """Return a table of the profiles in the answers, with list prices at the period's end."""
-    things: Counter[tuple[str, str, str, str]] = Counter()
-    usage = [(each.kind, row) for each, a in answers.items() if each.kind for row in rows_of(a)]
-    for kind, row in {(k, *map(str, map(r.get, RECORD_TEXTS))): (k, r) for k, r in usage}.values():
-        with suppress(Failure):  # what is not as documented is reported elsewhere
-            [profile] = texts_of(row, ["profile_name"])
-            things[profile, kind, "", ""] += 1
-            for each in objects(row.get("parameters"), "parameters"):
-                name, label = texts_of(each, ["name", "label_value"])
-                nature = f"{'number' if LABEL.fullmatch(label) else 'text'} label"
-                things[profile, kind, name, nature if each.get("is_label") else "quantity"] += 1
-    table = [["Profile", "Kind", "Records", f"List price ({book.settings.currency})"]]
-    for (profile, kind, name, nature), number in sorted(things.items()):
-        thing = profile, name or INSTANCE
-        price = book.find("", kind, thing, book.period.end - timedelta(seconds=1))
-        shown = f"{price.rate:f}" if price else "" if name else "no price"
-        table.append([f"  {name}" if name else profile, nature or kind, f"{number}", shown])
-    return align(table)
-
-
-def report_unbilled(
-    client: Client, raw_book: PriceBook, listed: list[Organization], samples: list[Sample]
-) -> None:
-    """Warn of what a bill would warn of, and print the lines that the price book lacks."""
-    records = sorted(itertools.chain(*(rows for rows, _ in samples)), key=subject_of)
-    settings, named = client.settings, {r.organization.id: r.organization for r in records}
-    new = [named[id_] for id_ in sorted(named.keys() - {each.id for each in listed})]
-    known = [*listed, *(new if settings.reconcile and not settings.organizations else ())]
-    book, owners = resolve(raw_book, known), choose(settings.organizations, known)
-    ids = {each.id for each in owners}
-    records = [record for record in records if record.organization.id in ids]
-    parts = [r._replace(period=part) for r in records for part in book.parts(r.organization.id)]
-    nobody = Organization("", "", "")
-    bill = Bill(book, owners, bill_owner(nobody, parts, book))
-    unpriced = [each.rpartition(":")[0] for each in bill.unpriced()]  # without the hours of parts
-    complete = client.statuses == {0} and all(whole for _, whole in samples)
-    unused = bill.parameters()[0] if complete else []
-    unbilled = [*unpriced, *book.unknown, *bill.left_out(), *unused]
-    doubts = bill._replace(lines=bill_owner(nobody, records, book)).doubts()
-    client.screen.say(*doubts, *unbilled, about="warning")
-    client.statuses.update([3] if unbilled else [])
-    lacking = [x.record for x in bill.lines if x.hours and not x.price and x.dimension == INSTANCE]
-    lacking.sort(key=attrgetter("period.start"), reverse=True)
-    starts = {record.profile: record.period.start for record in lacking}  # the earliest
-    client.screen.say(*price_lines(starts, raw_book))
-
-
-def price_lines(starts: Mapping[str, datetime], book: PriceBook) -> list[str]:
-    """Return lines of the price book, without a rate, for profiles, from when they have none."""
-    # A second price from the same moment would be refused.
-    taken = {profile for profile in starts if (profile, INSTANCE) in book.index[USAGE, ""]}
-    needed = ["profile", "hourly_rate", *(["effective_from"] if taken else [])]
-    columns, text = list(dict.fromkeys([*book.columns, *needed])), io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    for profile in sorted(each for each in starts if each.isprintable() and each[0] not in "#*"):
-        begins = format_moment(starts[profile]) if profile in taken else ""
-        writer.writerow({"profile": profile, "effective_from": begins})
-    lines = text.getvalue().splitlines()
-    return ["", f"Add, with a rate ({','.join(columns)}):", *lines] if lines else []
 
 
 # Run
 
 
-def handle_signals(stopping: bool) -> None:
-    """Let signals end the run, or do nothing; except those ignored from the start, as by nohup."""
-
-    def handle(number: int, _frame: object) -> None:
-        """Raise Stopped, once, if signals end the run."""
-        if stopping:
-            handle_signals(stopping=False)  # let no further signal disturb the end
-            raise Stopped(signal.Signals(number))
-
-    for each in SIGNALS:
-        if signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, handle)
+def stop(number: int, _frame: object) -> None:
+    """End the run because of a signal; further ones do not disturb the end."""
+    handle_signals(ignore_signal)
+    raise Stopped(signal.Signals(number))
 
 
-def read_bill(client: Client, raw_book: PriceBook) -> tuple[Bill, str]:
-    """Return the bill, and what was reconciled; raises Failure."""
-    settings, period = client.settings, raw_book.period
-    listed, totals = read_first(client, period)
-    owners = choose(settings.organizations, listed)
-    book = resolve(raw_book, listed)
-    usage = read_usage(client, owners, book)
-    note = f"{'Partial bill' if settings.organizations else 'Bill'}, not reconciled"
-    if settings.reconcile and not settings.organizations:
-        differ = [k for k in KINDS if count_records(usage, k, period) != totals.get(k)]
-        wholes = read_lists(client, [Listing(kind, period) for kind in differ])
-        named = {r.organization.id: r.organization for rows in wholes.values() for r in rows}
-        unlisted = [named[id_] for id_ in sorted(named.keys() - {each.id for each in listed})]
-        owners += unlisted
-        book = resolve(raw_book, owners)
-        usage.update(read_usage(client, unlisted, book))
-        reconcile(client, usage, wholes)
-        billed = [f"{each} is not listed but has usage: it is billed" for each in unlisted]
-        client.screen.say(*billed, about="warning")
-        counted = sum(count_records(usage, kind, period) for kind in KINDS)
-        note = f"Reconciled with the partner-wide usage: {counted} records"
-    lines: list[Line] = []
-    for owner, listings in itertools.groupby(usage, attrgetter("organization")):
-        lines += bill_owner(owner, itertools.chain(*map(usage.__getitem__, listings)), book)
-    return Bill(book, owners, lines), note
+def ignore_signal(_number: int, _frame: object) -> None:
+    """Do nothing. SIG_IGN would not do: a signal may have arrived, but not been handled."""
+
+
+def handle_signals(handler: Any) -> None:
+    """Set the handler of signals, except of those ignored from the start, as by nohup."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def read_bill(settings: Settings, price_file: PriceFile, client: Client) -> Bill:
+    """Read what is to be billed, and return the bill; raises Failure."""
+    period = settings.period
+    [listed] = read_lists(client, [Listing(WHOLE_PARTNER, "", period)]).values()
+    if not listed:
+        raise Failure("no organizations are listed: is PARTNER_API_KEY the right key?")
+    book = PriceBook(price_file.prices, period, Directory(listed))
+    organizations = choose_organizations(settings.org, listed)
+    usage = read_lists(client, list_usage(organizations, period))
+    unlisted: list[Organization] = []
+    if settings.org:
+        reconciled = "Partial bill, not reconciled"
+    elif not settings.reconcile:
+        reconciled = "Not reconciled"
+    else:
+        unlisted = reconcile(client, usage, period)
+        organizations = organizations + unlisted
+        book = PriceBook(price_file.prices, period, Directory(organizations))
+        records = sum(len(records) for records in usage.values())
+        reconciled = f"Reconciled with the partner-wide usage: {records} records"
+    split_usage(client, usage, book)
+    lines, overlong = make_lines(settings, book, organizations, usage)
+    return Bill(
+        settings=settings,
+        price_file=price_file,
+        book=book,
+        organizations=organizations,
+        unlisted=unlisted,
+        reconciled=reconciled,
+        lines=lines,
+        overlong=overlong,
+    )
 
 
 def run(
     argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime, screen: Screen
-) -> tuple[int, list[str]]:
-    """Make a bill, or check; return the exit status and the summary; raises Failure."""
-    flags = parse_flags(argv)
-    if flags.text:
-        return 0, flags.text.splitlines()
-    screen.quiet = flags.quiet
-    settings = read_settings(flags, environ, now)
-    book = read_price_book(settings, flags.problems)
-    if flags.problems:
-        raise Failure(*flags.problems, status=2)
+) -> int:
+    """Make a bill; return the exit status; raises Failure."""
+    settings = read_settings(argv, environ, now, screen.redact)
+    screen.quiet = settings.quiet
+    screen.verbose = settings.verbose
+    price_file = read_price_file(settings)
     with closing(Client(settings, screen)) as client:
-        if flags.check:
-            return check(client, book), []
-        bill, note = read_bill(client, book)
-    unused, notes = bill.parameters()
-    unbilled = [*bill.unpriced(), *bill.book.unknown, *bill.left_out(), *unused]
-    screen.say(*bill.doubts(), *unbilled, about="warning")
-    summary = [*audit(book)[:1], "", *bill.summary(), *notes, note, *audit(book)[1:]]
-    return 3 if unbilled else 0, [*summary, *write_files(bill, now)]
+        bill = read_bill(settings, price_file, client)
+    unbilled = warn_of_unbilled(bill)
+    screen.warn(warn_of_doubts(bill) + unbilled)
+    summary = summarize(bill)
+    if settings.check:
+        summary += [f"Nobody used: {price}" for price in list_unused(bill)]
+        summary.append("Checked only: no file was written")
+    else:
+        summary += [f"File: {path}" for path in write_files(bill, now)]
+    screen.summary(summary)
+    return 3 if unbilled else 0
 
 
 def main(
@@ -1421,29 +2092,24 @@ def main(
     environ: Mapping[str, str] = os.environ,
     clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
 ) -> int:
-    """Run the command; return its exit status."""
+    """Run the command; return its exit status, or raise SystemExit as argparse does."""
     screen = Screen(environ)
-    status: int | None = None
     try:
         try:
-            handle_signals(stopping=True)
+            handle_signals(stop)
             gc.set_threshold(100_000)  # records hold no cycles: seldom look for them
-            decimal.setcontext(EXACT)  # of this thread, which does all sums of money
-            status, summary = run(argv, environ, clock().astimezone(timezone.utc), screen)
-            handle_signals(stopping=True)  # a summary that nobody reads can be interrupted
-            screen.say(*summary)
+            with decimal.localcontext(EXACT):  # of this thread, which does all sums of money
+                return run(argv, environ, clock().astimezone(timezone.utc), screen)
         except Failure as failure:
-            status = failure.status
-            screen.say(*failure.args, about="error")
-        handle_signals(stopping=False)
+            screen.error(failure.args)
+            return failure.status
     except Stopped as stopped:
-        if status is None:  # otherwise the run had ended
-            status = 128 + stopped.args[0]
-            screen.say(f"stopped by {stopped.args[0].name}: no file was written", about="error")
+        number = stopped.args[0]
+        screen.error([f"stopped by {number.name}: no file was written"])
+        return int(128 + number)
     finally:
-        for each in SIGNALS:  # Python would give each its default action back
-            signal.signal(each, signal.SIG_IGN)
-    return status
+        for number in SIGNALS:  # Python would give each its default action back
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
