@@ -39,11 +39,13 @@ import unicodedata
 import zoneinfo
 from argparse import ArgumentTypeError
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from functools import lru_cache, partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 from urllib.parse import urlencode
@@ -197,12 +199,11 @@ def parse_url(text: str) -> str:
     return console
 
 
-def parse_month(text: str) -> str:
-    """Return `last`, or a month such as 2026-06."""
-    month = text.strip()
-    if month != "last" and not re.fullmatch("2[0-9]{3}-(0[1-9]|1[0-2])", month):
-        raise ArgumentTypeError(f"{text!r} is not a month, such as 2026-06 or last")
-    return month
+def parse_form(text: str, form: str, meaning: str) -> str:
+    """Return a text that has the form of a regular expression."""
+    if not re.fullmatch(form, text.strip()):
+        raise ArgumentTypeError(f"{text!r} is not {meaning}")
+    return text.strip()
 
 
 def parse_number(text: str, most: int) -> int:
@@ -210,13 +211,6 @@ def parse_number(text: str, most: int) -> int:
     if not re.fullmatch("[0-9]{1,4}", text.strip()) or not 1 <= int(text) <= most:
         raise ArgumentTypeError(f"{text!r} is not a number from 1 to {most}")
     return int(text)
-
-
-def parse_switch(text: str) -> bool:
-    """Return whether a switch is on."""
-    if text not in ("0", "1"):
-        raise ArgumentTypeError(f"{text!r} is not 1 or 0")
-    return text == "1"
 
 
 def parse_zone(text: str) -> tzinfo:
@@ -230,14 +224,6 @@ def parse_zone(text: str) -> tzinfo:
         raise ArgumentTypeError(f"{text!r} is not an IANA zone, such as Europe/Berlin") from None
 
 
-def parse_currency(text: str) -> str:
-    """Return the code of a currency."""
-    code = text.strip()
-    if not re.fullmatch("[A-Z]{3}", code):
-        raise ArgumentTypeError(f"{text!r} is not an ISO 4217 code, such as USD")
-    return code
-
-
 def parse_directory(text: str) -> Path:
     """Return a directory that files can be written to."""
     path = parse_text(text)
@@ -245,6 +231,12 @@ def parse_directory(text: str) -> Path:
         raise ArgumentTypeError(f"{text!r} is not a writable directory")
     return Path(path).absolute()
 
+
+parse_month = partial(
+    parse_form, form="last|2[0-9]{3}-(0[1-9]|1[0-2])", meaning="a month, such as 2026-06 or last"
+)
+parse_currency = partial(parse_form, form="[A-Z]{3}", meaning="an ISO 4217 code, such as USD")
+parse_switch = partial(parse_form, form="[01]", meaning="1 or 0")
 
 EPILOG = """\
 required variables:
@@ -279,9 +271,6 @@ class Parser(argparse.ArgumentParser):
 def make_parser(environ: Mapping[str, str]) -> Parser:
     """Return the parser of the flags, whose defaults come from the environment."""
 
-    def variable(name: str, default: str) -> str:
-        return environ.get(name, "").strip() or default
-
     parser = Parser(
         prog="ncp_metrics",
         description="Bill the usage that a Rafay controller meters: hours x rate, as CSV files.",
@@ -291,6 +280,17 @@ def make_parser(environ: Mapping[str, str]) -> Parser:
     )
     add = parser.add_argument
     add_period = parser.add_mutually_exclusive_group().add_argument
+
+    def add_setting(flag: str, variable: str, default: str, parse: Any, text: str) -> None:
+        value = environ.get(variable, "").strip() or default
+        add(
+            flag,
+            metavar="X",
+            type=parse,
+            default=value,
+            help=f"{text} ({variable}; default: {default})",
+        )
+
     month = "a calendar month: 2026-06 or last (BILLING_MONTH; default: none)"
     add_period("--month", dest="billing_month", metavar="MONTH", type=parse_month, help=month)
     days = "the last N days up to now, 1 to 3650 (DAYS; default: 30)"
@@ -298,18 +298,13 @@ def make_parser(environ: Mapping[str, str]) -> Parser:
     start = "an ISO 8601 date or time, with --to"
     add_period("--from", dest="start", metavar="TIME", type=parse_text, help=start)
     add("--to", dest="end", metavar="TIME", type=parse_text, help="the end, which is excluded")
-    zone = "IANA zone in which months and dates begin (TIMEZONE; default: UTC)"
-    default = variable("TIMEZONE", "UTC")
-    add("--timezone", metavar="ZONE", type=parse_zone, default=default, help=zone)
-    currency = "ISO 4217 code of every amount (CURRENCY; default: USD)"
-    default = variable("CURRENCY", "USD")
-    add("--currency", metavar="CODE", type=parse_currency, default=default, help=currency)
-    pricing = "the price book (PRICING_FILE; default: pricing.csv beside the script)"
-    default = variable("PRICING_FILE", str(Path(__file__).with_name("pricing.csv")))
-    add("--pricing", metavar="FILE", type=parse_text, default=default, help=pricing)
-    output_dir = "where the files go (OUTPUT_DIR; default: working directory)"
-    default = variable("OUTPUT_DIR", ".")
-    add("--output-dir", metavar="DIR", type=parse_directory, default=default, help=output_dir)
+    zone = "IANA zone in which months and dates begin"
+    add_setting("--timezone", "TIMEZONE", "UTC", parse_zone, zone)
+    currency = "ISO 4217 code of every amount"
+    add_setting("--currency", "CURRENCY", "USD", parse_currency, currency)
+    pricing = str(Path(__file__).with_name("pricing.csv"))
+    add_setting("--pricing", "PRICING_FILE", pricing, parse_text, "the price book")
+    add_setting("--output-dir", "OUTPUT_DIR", ".", parse_directory, "where the files go")
     reconcile = "do not compare with the partner-wide usage (RECONCILE=0; default: 1)"
     add("--no-reconcile", dest="reconcile", action="store_false", default=None, help=reconcile)
     org = "bill this organization only, not reconciled; repeatable"
@@ -351,7 +346,7 @@ def read_settings(
             raise Mistake("RAFAY_CONSOLE_URL, RAFAY_OPS_CONSOLE_URL: one holds an API key")
     settings.workers = read("WORKERS", partial(parse_number, most=32), "8")
     if settings.reconcile is None:
-        settings.reconcile = read("RECONCILE", parse_switch, "1")
+        settings.reconcile = read("RECONCILE", parse_switch, "1") == "1"
     given = (settings.billing_month, settings.days, settings.start, settings.end)
     if given == (None, None, None, None):
         if environ.get("BILLING_MONTH", "").strip():
@@ -477,7 +472,8 @@ class Directory:
 
     def __init__(self, organizations: Iterable[Organization]) -> None:
         self.by_id: dict[str, Organization] = {}
-        self.by_name: dict[str, list[Organization]] = defaultdict(list)
+        self.by_name = defaultdict[str, list[Organization]](list)
+        self.hints = MAX_HINTS
         for organization in organizations:
             self.by_id[organization.id] = organization
             self.by_name[organization.name.casefold()].append(organization)
@@ -489,13 +485,14 @@ class Directory:
             return [self.by_id[text]]
         return self.by_name.get(text.casefold(), [])
 
-    def explain(self, text: str, *, hint: bool = True) -> str:
-        """Say why a text does not name one organization, with the nearest name as a hint."""
+    def explain(self, text: str) -> str:
+        """Say why a text does not name one organization; the first times with the nearest name."""
         ids = ", ".join(organization.id for organization in self.find(text))
         if ids:
             return f"organization {text!r} is ambiguous: give the id: {ids}"
         reason = f"organization {text!r} is not listed"
-        if hint:
+        if self.hints:
+            self.hints -= 1
             for name in difflib.get_close_matches(text.casefold(), self.by_name, n=1, cutoff=0.8):
                 reason += f"; did you mean {self.by_name[name][0].name}?"
         return reason
@@ -605,10 +602,8 @@ def split_cells(line: str) -> list[str]:
 def check_columns(cells: list[str]) -> list[str]:
     """Return the header; raises ValueError."""
     for cell in cells:
-        if cell not in PRICE_COLUMNS:
-            raise ValueError(f"unknown column {cell!r}: use {', '.join(PRICE_COLUMNS)}")
-        if cells.count(cell) > 1:
-            raise ValueError(f"column {cell!r} is there twice")
+        if cell not in PRICE_COLUMNS or cells.count(cell) > 1:
+            raise ValueError(f"column {cell!r} unknown or repeated: use {', '.join(PRICE_COLUMNS)}")
     return cells
 
 
@@ -706,28 +701,27 @@ class PriceBook:
             if price.start >= period.end or price.end <= period.start:
                 continue
             found = directory.find(price.organization)
-            if len(found) == 1:
-                price = price._replace(organization=found[0].id)
-            if len(found) == 1 or not price.organization:
+            if not price.organization:
                 self.prices.append(price)
+            elif len(found) == 1:
+                self.prices.append(price._replace(organization=found[0].id))
             elif found:
                 mistakes.append(f"{price.source}: {directory.explain(price.organization)}")
             else:
-                hint = len(self.unknown) < MAX_HINTS
-                reason = directory.explain(price.organization, hint=hint)
-                self.unknown.append(f"{price.source}: {reason}")
+                self.unknown.append(f"{price.source}: {directory.explain(price.organization)}")
         mistakes.extend(find_repeated(self.prices))
         if mistakes:
             raise Mistake(*mistakes)
         self._hourly = defaultdict[Any, list[Price]](list)  # by organization and profile
         self._monthly = defaultdict[str, list[Price]](list)  # by organization
-        # A blank profile type sorts first: what is more specific, or later, comes last.
-        for price in sorted(self.prices, key=lambda price: (price.profile_type, price.start)):
+        for price in self.prices:
             if price.charge == USAGE:
                 self._hourly[price.organization, price.profile].append(price)
-        for price in self.prices:
-            if price.charge != USAGE:
+            else:
                 self._monthly[price.organization].append(price)
+        for prices_of_one in self._hourly.values():
+            # A blank profile type sorts first: what is more specific, or later, comes last.
+            prices_of_one.sort(key=lambda price: (price.profile_type, price.start))
 
     def hourly(self, organization_id: str, profile_type: str, profile: str) -> list[Price]:
         """Return what an organization may pay for a profile; where two are in force, the last."""
@@ -748,32 +742,36 @@ class PriceBook:
 
     def changes(self, organization_id: str, profile_type: str, profile: str) -> set[datetime]:
         """Return when, inside the period, what an organization pays for a profile changes."""
-        moments: set[datetime] = set()
-        for price in self.hourly(organization_id, profile_type, profile):
-            moments |= {price.start, price.end}
         changes: set[datetime] = set()
-        before = self.find(organization_id, profile_type, profile, self.period.start)
-        for moment in sorted(moments):
-            if self.period.start < moment < self.period.end:
-                after = self.find(organization_id, profile_type, profile, moment)
-                if after != before:
-                    changes.add(moment)
-                before = after
+        for price in self.hourly(organization_id, profile_type, profile):
+            for moment in (price.start, price.end):
+                if self.period.start < moment < self.period.end:
+                    just_before = moment - timedelta.resolution
+                    before = self.find(organization_id, profile_type, profile, just_before)
+                    if before != self.find(organization_id, profile_type, profile, moment):
+                        changes.add(moment)
         return changes
 
     def monthly(self, organization_id: str) -> list[Price]:
         """Return fees, then minimums, in the order of the book; `*` is last, as it counts all."""
-        prices = self._monthly.get(organization_id, [])
         latest: dict[Any, Price] = {}
-        for price in sorted(prices, key=lambda price: price.start):
-            latest[price.charge, price.profile] = price
-        in_force = [price for price in prices if latest[price.charge, price.profile] is price]
+        for price in self._monthly.get(organization_id, []):
+            thing = (price.charge, price.profile)
+            if thing not in latest or latest[thing].start < price.start:
+                latest[thing] = price
         return sorted(
-            in_force, key=lambda price: (price.charge == MINIMUM, price.profile == ALL_PROFILES)
+            latest.values(),
+            key=lambda price: (price.charge == MINIMUM, price.profile == ALL_PROFILES),
         )
 
 
 # Answers of the API
+
+JsonObject = dict[str, Any]
+
+REQUIRED_TEXTS = ("instance_organization_id", "instance_id", "profile_name")
+OPTIONAL_TEXTS = """instance_organization_name instance_project_id instance_project_name profile_id
+instance_name created_at deleted_at status start_time end_time usage""".split()
 
 
 class Listing(NamedTuple):
@@ -813,8 +811,27 @@ class Parameter(NamedTuple):
     name: str
     is_label: bool | None  # None if not given
     label_value: str
-    usage: str
-    raw_usage: Any
+    usage: Any  # as `read_usage` returns it
+
+    def hours(self) -> Decimal:
+        """Return the hours of its own usage; raises Failure."""
+        return parse_hours(self.usage, self.name, MAX_QUANTITY_HOURS)
+
+    def quantity(self) -> Decimal:
+        """Return quantity x hours: metered by Rafay, but of a label its value x its usage."""
+        if self.is_label is None and self.label_value:
+            raise Failure(f"{self.name} has a label_value, but no is_label")
+        if not self.is_label:
+            return self.hours()
+        if not LABEL_NUMBER.fullmatch(self.label_value):
+            raise Failure(f"label {self.label_value!r} of {self.name} is not a plain decimal")
+        return trim_hours(Decimal(self.label_value) * self.hours())
+
+    def __str__(self) -> str:
+        """Return a label as `GPU=1`, a metered quantity as `storage_size=1200.00h`."""
+        if self.is_label:
+            return f"{self.name}={self.label_value}"
+        return f"{self.name}={self.hours():f}h"
 
 
 class Record(NamedTuple):
@@ -834,7 +851,8 @@ class Record(NamedTuple):
     status: str
     created_at: str  # in UTC, whole seconds
     hours: Decimal
-    parameters: tuple[Parameter, ...]
+    parameters: str  # for people
+    priced: tuple[Parameter, ...]  # those that may have a price
 
     @property
     def subject(self) -> tuple[str, ...]:
@@ -851,13 +869,13 @@ class Record(NamedTuple):
         return f"instance {self.instance} ({self.instance_id})"
 
 
-def parse_page(ask: Ask, answer: Any) -> Page:
+def parse_page(ask: Ask, answer: Any, dimensions: Container[str]) -> Page:
     """Return what a decoded answer says; raises Failure if it is not as documented."""
     if type(answer) is not dict:
         raise Failure("the answer is not a JSON object")
     has_next = False
     if ask.listing.profile_type:
-        rows: list[Any] = parse_usage(ask.listing, answer)
+        rows: list[Any] = parse_usage(ask.listing, answer, dimensions)
     else:
         rows = parse_organizations(answer)
         has_next = answer.get("next") is not None
@@ -866,7 +884,7 @@ def parse_page(ask: Ask, answer: Any) -> Page:
     return Page(ask.offset, min(limit, ask.limit), rows, counted, has_next)
 
 
-def parse_count(answer: Mapping[str, Any], name: str) -> int:
+def parse_count(answer: JsonObject, name: str) -> int:
     """Return a number of rows; 0 if it is not given."""
     number = answer.get(name)
     if number is None:
@@ -876,7 +894,7 @@ def parse_count(answer: Mapping[str, Any], name: str) -> int:
     return number
 
 
-def parse_objects(answer: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def parse_objects(answer: JsonObject, name: str) -> list[JsonObject]:
     """Return a list of JSON objects; some Go encoders write an empty one as null."""
     rows = answer.get(name)
     if rows is None:
@@ -889,133 +907,135 @@ def parse_objects(answer: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def parse_text_field(row: Mapping[str, Any], name: str) -> str:
-    """Return a text, trimmed; blank if it is null or not given."""
-    text = row.get(name)
-    if text is None:
-        return ""
-    if type(text) is not str:
-        raise Failure(f"{name} {text!r} is not text")
-    return text.strip()
+def clean_texts(row: JsonObject, required: Iterable[str], optional: Iterable[str]) -> None:
+    """Trim texts in place; those that are null or not given become blank; raises Failure."""
+    for name in (*required, *optional):
+        text = row.get(name)
+        if text is None:
+            row[name] = ""
+        elif type(text) is str:
+            row[name] = text.strip()
+        else:
+            raise Failure(f"{name} {text!r} is not text")
+    for name in required:
+        if not row[name]:
+            raise Failure(f"{name} is missing")
 
 
-def parse_required(row: Mapping[str, Any], name: str) -> str:
-    """Return a text that is not blank."""
-    text = parse_text_field(row, name)
-    if not text:
-        raise Failure(f"{name} is missing")
-    return text
-
-
-def parse_organizations(answer: Mapping[str, Any]) -> list[Organization]:
+def parse_organizations(answer: JsonObject) -> list[Organization]:
     """Return the organizations on a page; raises Failure."""
     if "results" not in answer and "items" not in answer:
         raise Failure("neither results nor items: is it another API?")
     organizations = []
     for row in parse_objects(answer, "results") or parse_objects(answer, "items"):
-        id_ = parse_required(row, "id")
-        name = parse_required(row, "name")
-        external_id = parse_text_field(row, "external_id")
-        organizations.append(Organization(id_, name, external_id))
+        clean_texts(row, required=("id", "name"), optional=["external_id"])
+        organizations.append(Organization(row["id"], row["name"], row["external_id"]))
     return organizations
 
 
-def parse_usage(listing: Listing, answer: Mapping[str, Any]) -> list[Record]:
+def parse_usage(listing: Listing, answer: JsonObject, dimensions: Container[str]) -> list[Record]:
     """Return the records on a page, if it is of the kind and period that were asked for."""
     rows = parse_objects(answer, "instance_usage_data")
-    kind = answer.get("kind")
-    if not rows and not kind and not answer.get("range_from"):
+    clean_texts(answer, required=(), optional=("kind", "range_from", "range_to"))
+    if not rows and not answer["kind"] and not answer["range_from"]:
         raise Failure("no instance_usage_data, kind or range_from: is it another API?")
-    if kind and kind != listing.profile_type:
-        raise Failure(f"kind is {kind!r}, asked was {listing.profile_type}")
+    if answer["kind"] not in ("", listing.profile_type):
+        raise Failure(f"kind is {answer['kind']}, asked was {listing.profile_type}")
     # A server that keeps less than the period must not shorten the bill in silence.
     for name, asked in (("range_from", listing.period.start), ("range_to", listing.period.end)):
-        moment = parse_text_field(answer, name)
-        if moment and parse_api_time(moment) != format_time(asked):
-            raise Failure(f"{name} is {moment}, asked was {format_time(asked)}")
+        if answer[name] and parse_api_time(answer[name]) != format_time(asked):
+            raise Failure(f"{name} is {answer[name]}, asked was {format_time(asked)}")
     records = []
     for row in rows:
         try:
-            records.append(parse_record(listing, row))
+            records.append(parse_record(listing, row, dimensions))
         except Failure as error:
             instance = f"{row.get('instance_name')} ({row.get('instance_id')})"
             raise Failure(f"instance {instance}: {error}") from None
     return records
 
 
-def parse_record(listing: Listing, row: Mapping[str, Any]) -> Record:
+def parse_record(listing: Listing, row: JsonObject, dimensions: Container[str]) -> Record:
     """Return a usage record; raises Failure."""
+    clean_texts(row, REQUIRED_TEXTS, OPTIONAL_TEXTS)
     organization = listing.organization
-    organization_id = parse_required(row, "instance_organization_id")
-    organization_name = parse_text_field(row, "instance_organization_name")
+    organization_id = row["instance_organization_id"]
     if organization is WHOLE_PARTNER:
-        organization = Organization(organization_id, organization_name or organization_id)
+        name = row["instance_organization_name"] or organization_id
+        organization = Organization(organization_id, name)
     if organization.id != organization_id:
         raise Failure(f"is of organization {organization_id}: the API ignored the filter")
-    status = parse_text_field(row, "status")
-    deleted_at = parse_text_field(row, "deleted_at")
+    status = row["status"]
+    deleted_at = row["deleted_at"]
     if not status and deleted_at and not deleted_at.startswith("0001-"):  # a time not set in Go
         status = "deleted"
-    created_at = parse_text_field(row, "created_at")
+    created_at = row["created_at"]
     if created_at:
         created_at = parse_api_time(created_at)
-    parameters = [parse_parameter(each) for each in parse_objects(row, "parameters")]
+    parameters = []
+    priced = []
+    for each in parse_objects(row, "parameters"):
+        parameter = parse_parameter(each)
+        parameters.append(str(parameter))
+        if parameter.name in dimensions:
+            priced.append(parameter)
     # Texts that most records share are kept once.
     return Record(
         organization=organization,
         profile_type=listing.profile_type,
         period=listing.period,
-        project=sys.intern(parse_text_field(row, "instance_project_name")),
-        project_id=sys.intern(parse_text_field(row, "instance_project_id")),
-        profile=sys.intern(parse_required(row, "profile_name")),
-        profile_id=sys.intern(parse_text_field(row, "profile_id")),
-        instance=parse_text_field(row, "instance_name"),
-        instance_id=parse_required(row, "instance_id"),
-        start_time=sys.intern(parse_text_field(row, "start_time")),
-        end_time=sys.intern(parse_text_field(row, "end_time")),
+        project=sys.intern(row["instance_project_name"]),
+        project_id=sys.intern(row["instance_project_id"]),
+        profile=sys.intern(row["profile_name"]),
+        profile_id=sys.intern(row["profile_id"]),
+        instance=row["instance_name"],
+        instance_id=row["instance_id"],
+        start_time=sys.intern(row["start_time"]),
+        end_time=sys.intern(row["end_time"]),
         status=sys.intern(status),
         created_at=created_at,
-        hours=parse_hours(row.get("usage"), row.get("raw_usage"), MAX_INSTANCE_HOURS),
-        parameters=tuple(parameters),
+        hours=parse_hours(read_usage(row), INSTANCE, MAX_INSTANCE_HOURS),
+        parameters="; ".join(parameters),
+        priced=tuple(priced),
     )
 
 
-def parse_parameter(row: Mapping[str, Any]) -> Parameter:
+def parse_parameter(row: JsonObject) -> Parameter:
     """Return a parameter as answered; raises Failure."""
+    clean_texts(row, required=["name"], optional=("label_value", "usage"))
     is_label = row.get("is_label")
     if is_label is not None and type(is_label) is not bool:
-        raise Failure(f"is_label {is_label!r} is not true or false")
+        raise Failure(f"is_label {is_label!r} of {row['name']} is not true or false")
     return Parameter(
-        name=sys.intern(parse_required(row, "name")),
+        name=sys.intern(row["name"]),
         is_label=is_label,
-        label_value=sys.intern(parse_text_field(row, "label_value")),
-        usage=parse_text_field(row, "usage"),
-        raw_usage=row.get("raw_usage"),
+        label_value=sys.intern(row["label_value"]),
+        usage=read_usage(row),
     )
 
 
-def parse_hours(usage: Any, raw_usage: Any, most: Decimal) -> Decimal:
-    """Return the hours of `usage`, or else those of `raw_usage`, half up to 0.01.
+def read_usage(row: JsonObject) -> Any:
+    """Return the text of `usage`, or else the number of `raw_usage`, or else None.
 
     Rafay: `usage` is decimal hours with a scale of 2, the unit for billing; `raw_usage` is the
-    same quantity unrounded. Raises Failure if there is neither, or it is not hours.
+    same quantity unrounded.
     """
-    if usage is not None and type(usage) is not str:
-        raise Failure(f"usage {usage!r} is not hours, such as 20.59h")
+    raw_usage = row.get("raw_usage")
     if raw_usage is not None and type(raw_usage) not in (int, Decimal):
         raise Failure(f"raw_usage {raw_usage!r} is not a number of hours")
-    text = (usage or "").strip()
-    if text:
-        if not HOURS.fullmatch(text):
-            raise Failure(f"usage {usage!r} is not hours, such as 20.59h")
-        hours = Decimal(text[:-1])
-    elif raw_usage is not None:
-        hours = Decimal(raw_usage)
-    else:
-        raise Failure("usage is missing, and so is raw_usage")
+    return row["usage"] or raw_usage
+
+
+def parse_hours(usage: Any, what: str, most: Decimal) -> Decimal:
+    """Return the hours of what `read_usage` returned; a number is rounded half up to 0.01."""
+    if usage is None:
+        raise Failure(f"{what}: usage is missing, and so is raw_usage")
+    if type(usage) is str and not HOURS.fullmatch(usage):
+        raise Failure(f"{what}: usage {usage!r} is not hours, such as 20.59h")
+    hours = Decimal(str(usage).removesuffix("h"))
     if not 0 <= hours <= most:
-        raise Failure(f"{text or raw_usage} hours are negative or absurd")
-    if not text:
+        raise Failure(f"{what}: usage {usage} is negative or absurd")
+    if type(usage) is not str:
         hours = round_half_up(hours, digits=2)
     return trim_hours(hours)
 
@@ -1065,7 +1085,8 @@ class Session(requests.Session):
 class Client:
     """The one place that makes requests, in as many threads as WORKERS says."""
 
-    def __init__(self, settings: Settings, screen: Screen) -> None:
+    def __init__(self, settings: Settings, dimensions: Container[str], screen: Screen) -> None:
+        self.dimensions = dimensions  # those that a price of the book is for
         self.screen = screen
         self.retrying = ""  # what is tried again, and why
         self.asked = 0  # pages, of those that are asked for together
@@ -1080,7 +1101,7 @@ class Client:
             headers={"X-RAFAY-API-KEYID": settings.partner_api_key},
             settings="RAFAY_OPS_CONSOLE_URL (or else RAFAY_CONSOLE_URL) and PARTNER_API_KEY",
         )
-        self.most_ahead = 2 * settings.workers
+        self.workers = settings.workers
         self.local = threading.local()  # holds each thread's session
         try:
             # Its threads are daemons: they hold up neither a signal nor the end of the run.
@@ -1099,8 +1120,8 @@ class Client:
         fetching: deque[Any] = deque()
         for ask in asks:
             fetching.append((ask, self.pool.apply_async(self._fetch, (ask,))))
-            # Only a few are fetched ahead: answers take more memory than the records in them.
-            if len(fetching) > self.most_ahead:
+            # No more are fetched ahead: an answer takes more memory than the records in it.
+            if len(fetching) == self.workers:
                 yield self._receive(*fetching.popleft())
         for ask, result in fetching:
             yield self._receive(ask, result)
@@ -1114,7 +1135,7 @@ class Client:
         self.retrying = ""
         self.received += 1
         try:
-            return parse_page(ask, result.get())
+            return parse_page(ask, result.get(), self.dimensions)
         except Failure as error:
             raise Failure(f"{ask.listing}: {error}") from None
 
@@ -1150,7 +1171,7 @@ class Client:
             seconds = time.monotonic() - began
             self.screen.note(f"{path}?{urlencode(query)}: {outcome}, {seconds:.2f} s")
 
-    def _send(self, console: Console, path: str, query: dict[str, Any]) -> requests.Response:
+    def _send(self, console: Console, path: str, query: JsonObject) -> requests.Response:
         """Return the response to a request; raises Failure or Transient."""
         if not hasattr(self.local, "session"):
             self.local.session = Session()
@@ -1172,10 +1193,10 @@ class Client:
             raise explain(error, f"{console.url}: check {console.settings}") from None
 
 
-def make_query(ask: Ask) -> dict[str, Any]:
+def make_query(ask: Ask) -> JsonObject:
     """Return the query of a request, as Rafay's API collections have it."""
     listing = ask.listing
-    query: dict[str, Any] = {"limit": ask.limit, "offset": ask.offset}
+    query: JsonObject = {"limit": ask.limit, "offset": ask.offset}
     if listing.profile_type:
         query["range_from"] = format_time(listing.period.start)
         query["range_to"] = format_time(listing.period.end)
@@ -1224,7 +1245,9 @@ def describe_answer(answer: Any) -> str:
 
 def explain(error: Exception, where: str) -> Exception:
     """Return Failure or Transient, without texts of requests: one may hold a proxy's password."""
-    cause = find_cause(error)
+    cause: BaseException = error
+    while cause.__context__ is not None:
+        cause = cause.__context__
     if isinstance(error, (requests.TooManyRedirects, ValueError, TypeError)):
         return Failure(f"{where}: redirects to another host or in a circle, or bad HTTPS_PROXY")
     is_of_http = isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError))
@@ -1236,14 +1259,6 @@ def explain(error: Exception, where: str) -> Exception:
     if isinstance(cause, socket.timeout):
         reason = f"no connection within {CONNECT_SECONDS} s, or no answer within {READ_SECONDS} s"
     return Transient(f"{where}: {reason}: check the network, or HTTPS_PROXY")
-
-
-def find_cause(error: BaseException) -> BaseException:
-    """Return the innermost exception that led to an error."""
-    cause = error.__cause__ or error.__context__
-    if cause is None:
-        return error
-    return find_cause(cause)
 
 
 # Paging
@@ -1300,7 +1315,10 @@ def read_lists(client: Client, listings: Iterable[Listing]) -> dict[Listing, lis
     rows_of: dict[Listing, list[Any]] = {}
     reading = [Pages(listing, PAGE_SIZE) for listing in listings]
     while reading:
-        read_round(client, reading)
+        pages_of = {pages.listing: pages for pages in reading}
+        asks = [ask for pages in reading for ask in pages.next_asks()]
+        for ask, page in zip(asks, client.get_pages(asks)):
+            pages_of[ask.listing].add(page)
         unfinished = []
         for pages in reading:
             if pages.contradiction and pages.limit == WHOLE_LIST_SIZE:
@@ -1316,18 +1334,6 @@ def read_lists(client: Client, listings: Iterable[Listing]) -> dict[Listing, lis
                 unfinished.append(pages)
         reading = unfinished
     return rows_of
-
-
-def read_round(client: Client, reading: Iterable[Pages]) -> None:
-    """Add to each list the pages that it needs next."""
-    asks = []
-    askers = []
-    for pages in reading:
-        for ask in pages.next_asks():
-            asks.append(ask)
-            askers.append(pages)
-    for pages, page in zip(askers, client.get_pages(asks)):
-        pages.add(page)
 
 
 # Usage
@@ -1358,14 +1364,12 @@ def reconcile(client: Client, usage: Usage, period: Period) -> list[Organization
             id_ = record.organization.id
             if id_ not in organizations:
                 organizations[id_] = unlisted[id_] = record.organization
-    differing = compare(usage, wholes)
-    again = [Listing(organizations[id_], type_, period) for id_, type_ in differing]
-    usage.update(read_lists(client, again))
+    usage.update(read_lists(client, compare(usage, wholes, organizations)))
     failures = []
-    for (id_, profile_type), instances in compare(usage, wholes).items():
+    for listing, instances in compare(usage, wholes, organizations).items():
         failures.append(
-            f"{Listing(organizations[id_], profile_type, period)}: {shorten(instances)}: differs "
-            "from the partner-wide usage: run it again later, or with --no-reconcile"
+            f"{listing}: {shorten(instances)}: differs from the partner-wide usage: run it again "
+            "later, or with --no-reconcile"
         )
     for whole, beyond_last in beyond.items():
         if beyond_last.subject not in {record.subject for record in wholes[whole]}:
@@ -1389,12 +1393,14 @@ def read_beyond(client: Client, usage: Usage, period: Period) -> dict[Listing, R
     return beyond
 
 
-def compare(usage: Usage, wholes: Usage) -> dict[tuple[str, str], list[str]]:
-    """Return the instances that differ, by organization id and profile type.
+def compare(
+    usage: Usage, wholes: Usage, organizations: Mapping[str, Organization]
+) -> dict[Listing, list[str]]:
+    """Return the lists that differ from the partner-wide ones, and in which instances.
 
     Records are counted by subject; their hours are not compared, as those of running ones grow.
     """
-    differing = defaultdict[Any, list[str]](list)
+    differing = defaultdict[Listing, list[str]](list)
     for whole, records_of_all in wholes.items():
         own = Counter[tuple[str, ...]]()
         for listing, records in usage.items():
@@ -1402,8 +1408,8 @@ def compare(usage: Usage, wholes: Usage) -> dict[tuple[str, str], list[str]]:
                 own.update(record.subject for record in records)
         of_all = Counter(record.subject for record in records_of_all)
         for subject in (own - of_all) + (of_all - own):
-            organization_id, instance_id = subject[0], subject[-1]
-            differing[organization_id, whole.profile_type].append(instance_id)
+            listing = whole._replace(organization=organizations[subject[0]])
+            differing[listing].append(subject[-1])
     return differing
 
 
@@ -1469,22 +1475,22 @@ class Line(NamedTuple):
     organization: str
     organization_id: str
     external_id: str
-    project: str
-    profile_type: str
-    profile: str
-    instance: str
-    instance_id: str
-    status: str
-    created_at: str
-    parameters: str
-    period_start: datetime
-    period_end: datetime
-    charge: str
-    dimension: str
-    usage_hours: Decimal | None  # of the dimension, trimmed; None for fees and minimums
-    billing_rate: Decimal | None  # None also where there is no price
-    billing_amount: Decimal | None  # currency units; None where there is no price
-    currency: str
+    project: str = ""
+    profile_type: str = ""
+    profile: str = ""
+    instance: str = ""
+    instance_id: str = ""
+    status: str = ""
+    created_at: str = ""
+    parameters: str = ""
+    period_start: datetime = BEGINNING
+    period_end: datetime = END
+    charge: str = USAGE
+    dimension: str = INSTANCE
+    usage_hours: Decimal | None = None  # of the dimension, trimmed; None for fees and minimums
+    billing_rate: Decimal | None = None  # None also where there is no price
+    billing_amount: Decimal | None = None  # currency units; None where there is no price
+    currency: str = ""
 
 
 class Bill(NamedTuple):
@@ -1494,52 +1500,37 @@ class Bill(NamedTuple):
     price_file: PriceFile
     book: PriceBook
     organizations: Sequence[Organization]  # all that are billed, also those without usage
-    unlisted: Sequence[Organization]
     reconciled: str  # what the summary says of it
-    lines: Sequence[Line]  # in the order of the raw file
-    overlong: Sequence[str]  # instances with more hours than their period
+    lines: list[Line]  # in the order of the raw file
+    overlong: list[str]  # instances with more hours than their period
+    doubts: list[str]  # warnings of what was seen on the way
 
 
-def make_lines(
-    settings: Settings, book: PriceBook, organizations: Iterable[Organization], usage: Usage
-) -> tuple[list[Line], list[str]]:
-    """Return the lines of all organizations, and the instances with too many hours."""
+def bill_organization(bill: Bill, organization: Organization, usage: Usage) -> None:
+    """Add the lines of an organization's usage, then those of its fees and minimums."""
     lines: list[Line] = []
-    overlong: list[str] = []
-    for organization in organizations:
-        own_lines: list[Line] = []
-        prices_of: dict[Any, Prices] = {}  # by what has the same prices
-        for listing in list_usage([organization], settings.period):
-            for record in usage.pop(listing, []):  # lines take its place in memory
-                same = (record.profile_type, record.profile, record.period.start)
-                if same not in prices_of:
-                    prices_of[same] = book.find(organization.id, *same)
-                own_lines.extend(bill_record(record, prices_of[same], settings.currency))
-                if is_overlong(record, prices_of[same]):
-                    overlong.append(record.instance_id)
-        if settings.month:
-            prices = book.monthly(organization.id)
-            own_lines.extend(bill_month(organization, own_lines, prices, settings))
-        lines.extend(own_lines)
-    return lines, overlong
-
-
-def has_price(parameter: Parameter, prices: Prices) -> bool:
-    """Return whether a parameter is billed; if none is in force, its line is unpriced."""
-    return parameter.name in prices and parameter.name != INSTANCE
+    prices_of: dict[Any, Prices] = {}  # by what has the same prices
+    for listing in list_usage([organization], bill.settings.period):
+        for record in usage.pop(listing, []):  # its lines take its place in memory
+            same = (record.profile_type, record.profile, record.period.start)
+            if same not in prices_of:
+                prices_of[same] = bill.book.find(organization.id, *same)
+            lines += bill_record(record, prices_of[same], bill.settings.currency)
+            if is_overlong(record, prices_of[same]):
+                bill.overlong.append(record.instance_id)
+    lines += bill_month(bill, organization, lines)
+    bill.lines.extend(lines)
 
 
 def bill_record(record: Record, prices: Prices, currency: str) -> list[Line]:
     """Return the line of an instance, then one for each parameter that has a price."""
     hours_of = {INSTANCE: record.hours}
-    texts = []
     try:
-        for parameter in record.parameters:
-            texts.append(describe_parameter(parameter))
-            if has_price(parameter, prices):
+        for parameter in record.priced:
+            if parameter.name in prices:
                 if parameter.name in hours_of:
-                    raise Failure(f"{parameter.name}: listed twice")
-                hours_of[parameter.name] = quantity_hours(parameter)
+                    raise Failure(f"{parameter.name} is listed twice")
+                hours_of[parameter.name] = parameter.quantity()
     except Failure as error:
         raise Failure(f"{record} of {record.organization}: {error}") from None
     lines = []
@@ -1560,7 +1551,7 @@ def bill_record(record: Record, prices: Prices, currency: str) -> list[Line]:
             instance_id=record.instance_id,
             status=record.status,
             created_at=record.created_at,
-            parameters="; ".join(texts),
+            parameters=record.parameters,
             period_start=record.period.start,
             period_end=record.period.end,
             charge=USAGE,
@@ -1574,94 +1565,54 @@ def bill_record(record: Record, prices: Prices, currency: str) -> list[Line]:
     return lines
 
 
-def metered_hours(parameter: Parameter) -> Decimal:
-    """Return the hours of a parameter's own usage; raises Failure."""
-    try:
-        return parse_hours(parameter.usage, parameter.raw_usage, MAX_QUANTITY_HOURS)
-    except Failure as error:
-        raise Failure(f"{parameter.name}: {error}") from None
-
-
-def quantity_hours(parameter: Parameter) -> Decimal:
-    """Return quantity x hours: Rafay meters it, but for a label it is its value x its usage."""
-    if parameter.is_label is None and parameter.label_value:
-        raise Failure(f"{parameter.name}: has a label_value, but no is_label")
-    hours = metered_hours(parameter)
-    if not parameter.is_label:
-        return hours
-    if not LABEL_NUMBER.fullmatch(parameter.label_value):
-        raise Failure(f"{parameter.name}: label {parameter.label_value!r} is not a plain decimal")
-    return trim_hours(Decimal(parameter.label_value) * hours)
-
-
-def describe_parameter(parameter: Parameter) -> str:
-    """Return a label as `GPU=1`, a metered quantity as `storage_size=1200.00h`."""
-    if parameter.is_label:
-        return f"{parameter.name}={parameter.label_value}"
-    return f"{parameter.name}={metered_hours(parameter):f}h"
-
-
 def is_overlong(record: Record, prices: Prices) -> bool:
     """Return whether an instance, or a billed label of it, has more hours than its period."""
     hours = record.hours
-    for parameter in record.parameters:
-        if parameter.is_label and has_price(parameter, prices):
-            hours = max(hours, metered_hours(parameter))
+    for parameter in record.priced:
+        if parameter.is_label and parameter.name in prices:
+            hours = max(hours, parameter.hours())
     seconds = (record.period.end - record.period.start) // timedelta(seconds=1)
     return (hours - HUNDREDTH) * 3600 > seconds
 
 
-def bill_month(
-    organization: Organization, usage: Iterable[Line], prices: Iterable[Price], settings: Settings
-) -> list[Line]:
+def bill_month(bill: Bill, organization: Organization, usage: Iterable[Line]) -> list[Line]:
     """Return the fees, and what an organization's usage falls short of its minimums."""
-    counted: dict[str, Decimal] = defaultdict(Decimal)  # by profile
-    counted_in_all = Decimal(0)
+    month, currency = bill.settings.month, bill.settings.currency
+    if month is None:
+        return []
+    counted: dict[str | None, Decimal] = {}  # for minimums: by profile, and of all (None)
     for line in usage:
-        amount = line.billing_amount or Decimal(0)
-        counted[line.profile] += amount
-        counted_in_all += amount
+        for profile in (line.profile, None):
+            so_far = counted.get(profile, Decimal(0))
+            counted[profile] = so_far + (line.billing_amount or 0)
     lines = []
-    for price in prices:
-        amount = round_half_up(price.rate, minor_digits(settings.currency))
+    for price in bill.book.monthly(organization.id):
+        amount = round_half_up(price.rate, minor_digits(currency))
         if price.charge == MINIMUM:
-            if price.profile == ALL_PROFILES:
-                amount -= counted_in_all
-            else:
-                amount -= counted[price.profile]
+            profile = None if price.profile == ALL_PROFILES else price.profile
+            amount -= counted.get(profile, Decimal(0))
             if amount <= 0:
                 continue
-            counted_in_all += amount
-        lines.append(make_monthly_line(organization, price, amount, settings))
+            if profile not in counted:
+                bill.doubts.append(
+                    f"{price.source}: the minimum {price.profile} of {organization} is billed in "
+                    "full, as nothing was used: is its profile right?"
+                )
+            counted[None] = counted.get(None, Decimal(0)) + amount
+        line = Line(
+            organization=organization.name,
+            organization_id=organization.id,
+            external_id=organization.external_id,
+            profile=price.profile,
+            period_start=month.start,
+            period_end=month.end,
+            charge=price.charge,
+            dimension=MONTH,
+            billing_amount=amount,
+            currency=currency,
+        )
+        lines.append(line)
     return lines
-
-
-def make_monthly_line(
-    organization: Organization, price: Price, amount: Decimal, settings: Settings
-) -> Line:
-    """Return the line of a fee, or of a shortfall, for the whole month."""
-    month = settings.month or settings.period
-    return Line(
-        organization=organization.name,
-        organization_id=organization.id,
-        external_id=organization.external_id,
-        project="",
-        profile_type="",
-        profile=price.profile,
-        instance="",
-        instance_id="",
-        status="",
-        created_at="",
-        parameters="",
-        period_start=month.start,
-        period_end=month.end,
-        charge=price.charge,
-        dimension=MONTH,
-        usage_hours=None,
-        billing_rate=None,
-        billing_amount=amount,
-        currency=settings.currency,
-    )
 
 
 # Warnings
@@ -1678,8 +1629,8 @@ def warn_of_unbilled(bill: Bill) -> list[str]:
         if price.charge != USAGE and price.organization in billed and not bill.settings.month:
             what = f"{price.charge} {price.profile}"
             warnings.append(f"{price.source}: no {what}: the period is not a calendar month")
-        has_usage = priced_thing(price._replace(dimension=INSTANCE)) in used
-        if price.charge == USAGE and has_usage and priced_thing(price) not in used:
+        has_usage = price_thing(price._replace(dimension=INSTANCE)) in used
+        if price.charge == USAGE and has_usage and price_thing(price) not in used:
             what = f"no record of {price.profile} has {price.dimension}"
             warnings.append(f"{price.source}: nothing to bill: {what}")
     return warnings
@@ -1704,9 +1655,7 @@ def warn_of_unpriced(bill: Bill) -> list[str]:
 
 def warn_of_doubts(bill: Bill) -> list[str]:
     """Return what should be looked at, although what is billed is complete."""
-    warnings = warn_of_idle_minimums(bill)
-    for organization in bill.unlisted:
-        warnings.append(f"{organization} is not listed but has usage: it is billed")
+    warnings = list(bill.doubts)
     if bill.overlong:
         what = f"{len(bill.overlong)}: {shorten(bill.overlong)}"
         warnings.append(f"instances with more hours than the period has: {what}")
@@ -1716,26 +1665,10 @@ def warn_of_doubts(bill: Bill) -> list[str]:
     return warnings
 
 
-def warn_of_idle_minimums(bill: Bill) -> list[str]:
-    """Return a warning for each minimum that is billed in full, as there is nothing to count."""
-    counted = set()
-    for line in bill.lines:
-        if line.charge == USAGE:
-            counted.add((line.organization_id, line.profile))
-        if line.charge == USAGE or (line.charge == MINIMUM and line.profile != ALL_PROFILES):
-            counted.add((line.organization_id, ALL_PROFILES))
-    warnings = []
-    for line in bill.lines:
-        if line.charge == MINIMUM and (line.organization_id, line.profile) not in counted:
-            what = f"minimum {line.profile} of {name_organization(line)}"
-            warnings.append(f"{what} is billed in full, as nothing was used: is its profile right?")
-    return warnings
-
-
 Thing = tuple[str, str, str, str]  # profile, dimension, organization id, profile type
 
 
-def priced_thing(price: Price) -> Thing:
+def price_thing(price: Price) -> Thing:
     """Return what a price is for; a blank organization or profile type stands for all."""
     return (price.profile, price.dimension, price.organization, price.profile_type)
 
@@ -1756,17 +1689,13 @@ def find_used(bill: Bill) -> set[Thing]:
 def list_unused(bill: Bill) -> list[str]:
     """Return the hourly prices in force that nobody used: one may be misspelled."""
     used = find_used(bill)
-    names = {organization.id: str(organization) for organization in bill.organizations}
-    names[""] = "everyone"
+    whose = {organization.id: str(organization) for organization in bill.organizations}
+    whose[""] = "everyone"
     unused = []
     for price in bill.book.prices:
-        if (
-            price.charge == USAGE
-            and priced_thing(price) not in used
-            and price.organization in names
-        ):
-            whose = names[price.organization]
-            unused.append(f"{price.source}: {price.dimension} of {price.profile}, for {whose}")
+        if price.charge == USAGE and price.organization in whose and price_thing(price) not in used:
+            what = f"{price.dimension} of {price.profile}, for {whose[price.organization]}"
+            unused.append(f"{price.source}: {what}")
     return unused
 
 
@@ -1776,7 +1705,8 @@ def list_unused(bill: Bill) -> list[str]:
 @lru_cache(maxsize=10_000)
 def format_text(text: str) -> str:
     """Return a text on one line that no spreadsheet takes for a formula."""
-    text = CONTROL.sub(" ", text)
+    if not text.isprintable():
+        text = CONTROL.sub(" ", text)
     if text.startswith(("=", "+", "-", "@")):
         return f"'{text}"
     return text
@@ -1786,43 +1716,56 @@ def format_row(values: Iterable[Any], zone: tzinfo = timezone.utc) -> str:
     """Return a row of CSV: numbers and times as they are, texts made safe."""
     cells = []
     for value in values:
-        if value is None:
-            cells.append("")
-        elif isinstance(value, Decimal):
-            cells.append(f"{value:f}")
-        elif isinstance(value, datetime):
-            cells.append(format_time(value, zone))
-        else:
+        if type(value) is str:
             cells.append(format_text(value))
+        elif value is None:
+            cells.append("")
+        elif type(value) is Decimal:
+            cells.append(f"{value:f}")
+        else:
+            cells.append(format_time(value, zone))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue()
 
 
-def sort_key(line: Line) -> tuple[Any, ...]:
-    """Return what the sorted file is sorted by; lines with the same key keep their order."""
-    tenant = (line.organization.casefold(), line.organization_id, line.project)
-    instance = (line.profile_type, line.profile, line.instance, line.instance_id)
-    return (*tenant, *instance, line.period_start, line.period_end)
+# The sorted file is in this order within an organization.
+sort_key = attrgetter(
+    "project", "profile_type", "profile", "instance", "instance_id", "period_start", "period_end"
+)
+
+
+def write_lines(bill: Bill, raw: TextIO, in_order: TextIO) -> None:
+    """Write the lines of the bill as they are to one file, and sorted to another."""
+    for file in (raw, in_order):
+        file.write(format_row(Line._fields))
+    groups = []  # the lines of each organization, and where they begin in the raw file
+    for id_, own in groupby(bill.lines, key=attrgetter("organization_id")):
+        lines = list(own)
+        groups.append((lines[0].organization.casefold(), id_, raw.tell(), lines))
+        for line in lines:
+            raw.write(format_row(line, bill.settings.timezone))
+    for _, _, start, lines in sorted(groups):
+        raw.seek(start)
+        pairs = sorted(zip(lines, raw), key=lambda pair: sort_key(pair[0]))
+        in_order.writelines(row for _, row in pairs)
 
 
 def write_files(bill: Bill, now: datetime) -> list[Path]:
     """Write all files, or none; return their paths; raises Failure."""
-    rows = [format_row(line, bill.settings.timezone) for line in bill.lines]
-    in_order = sorted(zip(bill.lines, rows), key=lambda pair: sort_key(pair[0]))
-    contents = {"ncp-metrics": rows, "ncp-metrics-sorted": [row for _, row in in_order]}
     directory = bill.settings.output_dir
     try:
         private = Path(tempfile.mkdtemp(prefix=".ncp-metrics-", dir=directory))
+        create = partial(open, mode="x+", encoding="utf-8", newline="\n")
         try:
-            for name in contents:
-                with open(private / name, "x", encoding="utf-8", newline="\n") as file:
-                    file.write(format_row(Line._fields))
-                    file.writelines(contents[name])
+            names = [private / "ncp-metrics", private / "ncp-metrics-sorted"]
+            with create(names[0]) as raw, create(names[1]) as in_order:
+                write_lines(bill, raw, in_order)
+                for file in (raw, in_order):
                     file.flush()
                     os.fsync(file.fileno())
             handle_signals(ignore_signal)  # from here on, they change neither files nor status
-            return publish([private / name for name in contents], directory, now)
+            return publish(names, directory, now)
         finally:
             shutil.rmtree(private, ignore_errors=True)
     except OSError as error:
@@ -1892,7 +1835,10 @@ def make_table(
         if key not in groups:
             groups[key] = Figures(name_of(line))
         groups[key].add(line)
-        total.add(line)
+    for figures in groups.values():
+        total.instances |= figures.instances
+        total.hours += figures.hours
+        total.amounts += figures.amounts
     every = [*groups.values(), total]
     width = max(len(figures.name) for figures in every)
     width = max(width, len(heading))
@@ -1923,10 +1869,6 @@ def summarize(bill: Bill) -> list[str]:
     lines.append("")
     lines += make_table(bill, "Profile", lambda line: (line.charge, line.profile), name_profile)
     lines.append("")
-    for charge in (FEE, MINIMUM):
-        amounts = [line.billing_amount or 0 for line in bill.lines if line.charge == charge]
-        if amounts:
-            lines.append(f"Of the total, {charge}s: {sum(amounts):,f}")
     with_usage = {line.organization_id for line in bill.lines if line.charge == USAGE}
     every = len(bill.organizations)
     lines.append(f"Organizations without usage: {every - len(with_usage)} of {every}")
@@ -1946,11 +1888,9 @@ class Screen:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.quiet = False
         self.verbose = False
-        keys = []
-        for name in ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY"):
-            key = environ.get(name, "").strip()
-            if len(key) >= MIN_KEY_LENGTH:
-                keys.append(key)
+        names = ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY")
+        keys = [environ.get(name, "").strip() for name in names]
+        keys = [key for key in keys if len(key) >= MIN_KEY_LENGTH]
         keys.sort(key=len, reverse=True)  # one may begin with the other
         self.keys = re.compile("|".join(map(re.escape, keys)) or "(?!)", re.IGNORECASE)
         self.longest_key = max(map(len, keys), default=0)
@@ -2052,17 +1992,11 @@ def read_bill(settings: Settings, price_file: PriceFile, client: Client) -> Bill
         records = sum(len(records) for records in usage.values())
         reconciled = f"Reconciled with the partner-wide usage: {records} records"
     split_usage(client, usage, book)
-    lines, overlong = make_lines(settings, book, organizations, usage)
-    return Bill(
-        settings=settings,
-        price_file=price_file,
-        book=book,
-        organizations=organizations,
-        unlisted=unlisted,
-        reconciled=reconciled,
-        lines=lines,
-        overlong=overlong,
-    )
+    doubts = [f"{each} is not listed but has usage: it is billed" for each in unlisted]
+    bill = Bill(settings, price_file, book, organizations, reconciled, [], [], doubts)
+    for organization in organizations:
+        bill_organization(bill, organization, usage)
+    return bill
 
 
 def run(
@@ -2073,7 +2007,8 @@ def run(
     screen.quiet = settings.quiet
     screen.verbose = settings.verbose
     price_file = read_price_file(settings)
-    with closing(Client(settings, screen)) as client:
+    dimensions = {price.dimension for price in price_file.prices} - {INSTANCE}
+    with closing(Client(settings, dimensions, screen)) as client:
         bill = read_bill(settings, price_file, client)
     unbilled = warn_of_unbilled(bill)
     screen.warn(warn_of_doubts(bill) + unbilled)
