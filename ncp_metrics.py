@@ -146,10 +146,10 @@ class Settings(argparse.Namespace):
     ops_console_url: str
     default_api_key: str
     partner_api_key: str
-    billing_month: str | None
-    days: int | None
-    start: str | None
-    end: str | None
+    billing_month: str
+    days: int
+    start: str
+    end: str
     timezone: tzinfo
     currency: str
     pricing: str
@@ -270,7 +270,6 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(environ: Mapping[str, str]) -> Parser:
     """Return the parser of the flags, whose defaults come from the environment."""
-
     parser = Parser(
         prog="ncp_metrics",
         description="Bill the usage that a Rafay controller meters: hours x rate, as CSV files.",
@@ -347,7 +346,7 @@ def read_settings(
     settings.workers = read("WORKERS", partial(parse_number, most=32), "8")
     if settings.reconcile is None:
         settings.reconcile = read("RECONCILE", parse_switch, "1") == "1"
-    given = (settings.billing_month, settings.days, settings.start, settings.end)
+    given: Any = (settings.billing_month, settings.days, settings.start, settings.end)
     if given == (None, None, None, None):
         if environ.get("BILLING_MONTH", "").strip():
             settings.billing_month = read("BILLING_MONTH", parse_month)
@@ -374,18 +373,18 @@ def choose_period(settings: Settings, now: datetime) -> None:
     """Set the period up to now at most, and all of it if it is a month; raises ValueError."""
     settings.month = None
     settings.provisional = False
+    if (settings.start is None) != (settings.end is None):
+        raise ValueError("--from and --to go together")
     if settings.days:
         settings.period = Period(now - timedelta(days=settings.days), now)
         return
     zone = settings.timezone
     if settings.billing_month:
         period = read_month(settings.billing_month, zone, now)
-    elif settings.start and settings.end:
+    else:
         period = Period(parse_time(settings.start, zone), parse_time(settings.end, zone))
         if period.end > now:
             raise ValueError(f"{settings.end} is after now, {format_time(now, zone)}")
-    else:
-        raise ValueError("--from and --to go together, and with no other period")
     settings.period = Period(period.start, min(period.end, now))
     if settings.period.start >= settings.period.end:
         raise ValueError(f"from {format_time(period.start, zone)} on, the period is empty")
@@ -503,17 +502,16 @@ def choose_organizations(texts: Sequence[str], listed: list[Organization]) -> li
     if not texts:
         return listed
     directory = Directory(listed)
-    chosen = set()
+    chosen: list[Organization] = []
     mistakes = []
     for text in texts:
         found = directory.find(text)
-        if len(found) == 1:
-            chosen.add(found[0].id)
-        else:
+        if len(found) != 1:
             mistakes.append(f"--org: {directory.explain(text)}")
+        chosen += found
     if mistakes:
         raise Mistake(*mistakes)
-    return [organization for organization in listed if organization.id in chosen]
+    return [organization for organization in listed if organization in chosen]
 
 
 # Price book
@@ -1618,6 +1616,19 @@ def bill_month(bill: Bill, organization: Organization, usage: Iterable[Line]) ->
 # Warnings
 
 
+def group_lines(lines: Iterable[Line], key: Callable[[Line], Any]) -> dict[Any, list[Line]]:
+    """Return lines by what they have in common, in the order of the first of each."""
+    groups: dict[Any, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(key(line), []).append(line)
+    return groups
+
+
+def name_organization(line: Line) -> str:
+    """Return what people read of the organization of a line."""
+    return f"{line.organization} ({line.organization_id})"
+
+
 def warn_of_unbilled(bill: Bill) -> list[str]:
     """Return what may not be billed: each of these makes the exit status 3."""
     warnings = warn_of_unpriced(bill)
@@ -1638,18 +1649,14 @@ def warn_of_unbilled(bill: Bill) -> list[str]:
 
 def warn_of_unpriced(bill: Bill) -> list[str]:
     """Return a warning for each profile and dimension with usage that has no price."""
-    hours = defaultdict[Any, Decimal](Decimal)
-    organizations = defaultdict[Any, dict[str, str]](dict)
-    for line in bill.lines:
-        if line.usage_hours and line.billing_amount is None:
-            thing = (line.profile, line.dimension)
-            hours[thing] += line.usage_hours
-            organizations[thing][line.organization_id] = name_organization(line)
+    unpriced = [line for line in bill.lines if line.usage_hours and line.billing_amount is None]
     warnings = []
-    for (profile, dimension), total in hours.items():
-        whose = shorten(organizations[profile, dimension].values(), most=3)
-        what = f"{dimension} of {profile} has no price"
-        warnings.append(f"{what}: {total:f} hours of {whose} are not billed")
+    for lines in group_lines(unpriced, attrgetter("profile", "dimension")).values():
+        what = f"{lines[0].dimension} of {lines[0].profile} has no price"
+        hours = sum(line.usage_hours or 0 for line in lines)
+        owners = group_lines(lines, attrgetter("organization_id")).values()
+        whose = shorten([name_organization(own_lines[0]) for own_lines in owners], most=3)
+        warnings.append(f"{what}: {hours:f} hours of {whose} are not billed")
     return warnings
 
 
@@ -1797,59 +1804,31 @@ def publish(files: Sequence[Path], directory: Path, now: datetime) -> list[Path]
 # Summary
 
 
-class Figures:
-    """Sums of lines, as a row of the summary shows them."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.instances: set[tuple[str, str]] = set()
-        self.hours = Decimal("0.00")  # of the instances
-        self.amounts: list[Decimal] = []
-
-    def add(self, line: Line) -> None:
-        """Add a line."""
-        if line.usage_hours is not None:
-            self.instances.add((line.organization_id, line.instance_id))
-            if line.dimension == INSTANCE:
-                self.hours += line.usage_hours
-        if line.billing_amount is not None:
-            self.amounts.append(line.billing_amount)
-
-    def row(self, width: int) -> str:
-        """Return a row of the summary; no amount where nothing has a price."""
-        amount = ""
-        if self.amounts:
-            amount = f"{sum(self.amounts):,f}"
-        row = f"{self.name:{width}} {len(self.instances):9} {self.hours:14,f} {amount:>18}"
-        return row.rstrip()
+def describe_lines(name: str, lines: Sequence[Line], width: int) -> str:
+    """Return a row of the summary; no amount where nothing has a price."""
+    instances = {line.instance_id for line in lines if line.charge == USAGE}
+    hours = [line.usage_hours or 0 for line in lines if line.dimension == INSTANCE]
+    amounts = [line.billing_amount for line in lines if line.billing_amount is not None]
+    amount = ""
+    if amounts:
+        amount = f"{sum(amounts):,f}"
+    total_hours = sum(hours, Decimal("0.00"))
+    return f"{name:{width}} {len(instances):9} {total_hours:14,f} {amount:>18}".rstrip()
 
 
 def make_table(
-    bill: Bill, heading: str, key_of: Callable[[Line], Any], name_of: Callable[[Line], str]
+    bill: Bill, heading: str, key: Callable[[Line], Any], name: Callable[[Line], str]
 ) -> list[str]:
     """Return a table with a row for each group of lines, and their total."""
-    groups: dict[Any, Figures] = {}
-    total = Figures("Total")
-    for line in bill.lines:
-        key = key_of(line)
-        if key not in groups:
-            groups[key] = Figures(name_of(line))
-        groups[key].add(line)
-    for figures in groups.values():
-        total.instances |= figures.instances
-        total.hours += figures.hours
-        total.amounts += figures.amounts
-    every = [*groups.values(), total]
-    width = max(len(figures.name) for figures in every)
-    width = max(width, len(heading))
+    groups = group_lines(bill.lines, key)
+    names = [name(lines[0]) for lines in groups.values()]
+    width = max(map(len, [heading, *names]))
     amount = f"Amount ({bill.settings.currency})"
-    header = f"{heading:{width}} Instances {'Hours':>14} {amount:>18}"
-    return [header, *(figures.row(width) for figures in every)]
-
-
-def name_organization(line: Line) -> str:
-    """Return what people read of the organization of a line."""
-    return f"{line.organization} ({line.organization_id})"
+    rows = [f"{heading:{width}} Instances {'Hours':>14} {amount:>18}"]
+    for shown, lines in zip(names, groups.values()):
+        rows.append(describe_lines(shown, lines, width))
+    rows.append(describe_lines("Total", bill.lines, width))
+    return rows
 
 
 def name_profile(line: Line) -> str:
@@ -1865,9 +1844,9 @@ def summarize(bill: Bill) -> list[str]:
     start = format_time(settings.period.start, settings.timezone)
     end = format_time(settings.period.end, settings.timezone)
     lines = [f"Period: {start} to {end} (end excluded)", ""]
-    lines += make_table(bill, "Organization", lambda line: line.organization_id, name_organization)
+    lines += make_table(bill, "Organization", attrgetter("organization_id"), name_organization)
     lines.append("")
-    lines += make_table(bill, "Profile", lambda line: (line.charge, line.profile), name_profile)
+    lines += make_table(bill, "Profile", attrgetter("charge", "profile"), name_profile)
     lines.append("")
     with_usage = {line.organization_id for line in bill.lines if line.charge == USAGE}
     every = len(bill.organizations)
