@@ -38,15 +38,16 @@ import time
 import unicodedata
 import zoneinfo
 from argparse import ArgumentTypeError
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from functools import lru_cache, partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from sys import intern
 from typing import Any, NamedTuple, TextIO
 from urllib.parse import urlencode
 
@@ -58,6 +59,7 @@ from dateutil.relativedelta import relativedelta
 
 # Constants and errors
 
+UTC = timezone.utc
 VERSION = "ncp_metrics 3.0.0"
 
 PROFILE_TYPES = ("compute", "service")
@@ -78,14 +80,16 @@ RETRY_AFTER_SECONDS = 30.0  # the longest wait that a server may ask for
 STEP_SECONDS = 0.5  # the longest wait in one go: a signal just before it is handled after it
 SETTLING = timedelta(hours=1)  # Rafay: usage is aggregated within about an hour
 MIN_KEY_LENGTH = 8  # characters; replacing a shorter text would spoil every message
-MAX_ERROR = 500  # characters of an error, which may quote a server
+MAX_MESSAGE = 1000  # characters
 MAX_HINTS = 5  # nearest names, which are slow to find
 
 HUNDREDTH = Decimal("0.01")  # of an hour: the scale of Rafay's `usage`
 MAX_INSTANCE_HOURS = Decimal(10**6)  # of one record; more is a defect
 MAX_QUANTITY_HOURS = Decimal(10**21)  # of one parameter; more is a defect
-NO_DECIMALS = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF".split()
-THREE_DECIMALS = "BHD IQD JOD KWD LYD OMR TND".split()
+DECIMALS = {  # of amounts, where they are not two (ISO 4217)
+    **dict.fromkeys("BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF".split(), 0),
+    **dict.fromkeys("BHD IQD JOD KWD LYD OMR TND".split(), 3),
+}
 EXACT = decimal.Context(prec=1_000_000)  # digits: sums and products are never rounded
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
@@ -123,12 +127,8 @@ class Stopped(BaseException):
 
 
 def minor_digits(currency: str) -> int:
-    """Return how many decimals the amounts of a currency have (ISO 4217)."""
-    if currency in NO_DECIMALS:
-        return 0
-    if currency in THREE_DECIMALS:
-        return 3
-    return 2
+    """Return how many decimals the amounts of a currency have."""
+    return DECIMALS.get(currency, 2)
 
 
 def round_half_up(value: Decimal, digits: int) -> Decimal:
@@ -146,7 +146,7 @@ class Settings(argparse.Namespace):
     ops_console_url: str
     default_api_key: str
     partner_api_key: str
-    billing_month: str
+    month: str
     days: int
     start: str
     end: str
@@ -161,7 +161,7 @@ class Settings(argparse.Namespace):
     quiet: bool
     verbose: bool
     period: Period  # what is billed: up to now at most
-    month: Period | None  # all of the calendar month that is billed, if it is one
+    whole_month: Period | None  # all of the calendar month that is billed, if it is one
     provisional: bool  # whether usage of the month may still arrive
 
 
@@ -169,7 +169,7 @@ def parse_text(text: str) -> str:
     """Return a text that is not blank: an unset variable in a flag is a mistake."""
     if not text.strip():
         raise ArgumentTypeError("is blank")
-    return text.strip()
+    return text
 
 
 def parse_key(text: str) -> str:
@@ -192,35 +192,34 @@ def parse_url(text: str) -> str:
     # Whatever else a URL may have, such as a path or a password, makes a difference here.
     if not url.host or url.port == 0 or console != text.lower().removesuffix("/"):
         raise wrong
-    # An API key never crosses a network in clear.
-    is_safe = url.scheme == "https" or (url.scheme == "http" and LOOPBACK.fullmatch(url.host))
-    if not is_safe:
+    if url.scheme == "http" and LOOPBACK.fullmatch(url.host):
+        return console
+    if url.scheme != "https":  # an API key never crosses a network in clear
         raise wrong
     return console
 
 
 def parse_form(text: str, form: str, meaning: str) -> str:
     """Return a text that has the form of a regular expression."""
-    if not re.fullmatch(form, text.strip()):
+    if not re.fullmatch(form, text):
         raise ArgumentTypeError(f"{text!r} is not {meaning}")
-    return text.strip()
+    return text
 
 
 def parse_number(text: str, most: int) -> int:
     """Return a whole number of 1 or more."""
-    if not re.fullmatch("[0-9]{1,4}", text.strip()) or not 1 <= int(text) <= most:
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= most:
         raise ArgumentTypeError(f"{text!r} is not a number from 1 to {most}")
     return int(text)
 
 
 def parse_zone(text: str) -> tzinfo:
     """Return the zone of an IANA name; UTC needs no zone files."""
-    name = text.strip()
-    if name == "UTC":
-        return timezone.utc
+    if text == "UTC":
+        return UTC
     try:
-        return zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return zoneinfo.ZoneInfo(text)
+    except (KeyError, ValueError, OSError):
         raise ArgumentTypeError(f"{text!r} is not an IANA zone, such as Europe/Berlin") from None
 
 
@@ -236,6 +235,8 @@ parse_month = partial(
     parse_form, form="last|2[0-9]{3}-(0[1-9]|1[0-2])", meaning="a month, such as 2026-06 or last"
 )
 parse_currency = partial(parse_form, form="[A-Z]{3}", meaning="an ISO 4217 code, such as USD")
+parse_days = partial(parse_number, most=3650)
+parse_workers = partial(parse_number, most=32)
 parse_switch = partial(parse_form, form="[01]", meaning="1 or 0")
 
 EPILOG = """\
@@ -258,18 +259,15 @@ exit status:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Plain argparse, but an API key that is given as a flag is not repeated."""
-
-    redact: Callable[[str], str]
-
-    def error(self, message: str) -> Any:
-        """Print the usage and an error, and exit with status 2."""
-        super().error(self.redact(message))
-
-
-def make_parser(environ: Mapping[str, str]) -> Parser:
+def make_parser(variables: Mapping[str, str], screen: Screen) -> argparse.ArgumentParser:
     """Return the parser of the flags, whose defaults come from the environment."""
+
+    class Parser(argparse.ArgumentParser):
+        """Plain argparse, but an API key that is given as a flag is not repeated."""
+
+        def error(self, message: str) -> Any:
+            super().error(screen.redact(message))
+
     parser = Parser(
         prog="ncp_metrics",
         description="Bill the usage that a Rafay controller meters: hours x rate, as CSV files.",
@@ -281,22 +279,17 @@ def make_parser(environ: Mapping[str, str]) -> Parser:
     add_period = parser.add_mutually_exclusive_group().add_argument
 
     def add_setting(flag: str, variable: str, default: str, parse: Any, text: str) -> None:
-        value = environ.get(variable, "").strip() or default
-        add(
-            flag,
-            metavar="X",
-            type=parse,
-            default=value,
-            help=f"{text} ({variable}; default: {default})",
-        )
+        value = variables.get(variable, default)
+        about = f"{text} ({variable}; default: {default})"
+        add(flag, type=parse, default=value, help=about)
 
     month = "a calendar month: 2026-06 or last (BILLING_MONTH; default: none)"
-    add_period("--month", dest="billing_month", metavar="MONTH", type=parse_month, help=month)
+    add_period("--month", type=parse_month, help=month)
     days = "the last N days up to now, 1 to 3650 (DAYS; default: 30)"
-    add_period("--days", metavar="N", type=partial(parse_number, most=3650), help=days)
+    add_period("--days", type=parse_days, help=days)
     start = "an ISO 8601 date or time, with --to"
-    add_period("--from", dest="start", metavar="TIME", type=parse_text, help=start)
-    add("--to", dest="end", metavar="TIME", type=parse_text, help="the end, which is excluded")
+    add_period("--from", dest="start", type=parse_text, help=start)
+    add("--to", dest="end", type=parse_text, help="the end, which is excluded")
     zone = "IANA zone in which months and dates begin"
     add_setting("--timezone", "TIMEZONE", "UTC", parse_zone, zone)
     currency = "ISO 4217 code of every amount"
@@ -307,7 +300,7 @@ def make_parser(environ: Mapping[str, str]) -> Parser:
     reconcile = "do not compare with the partner-wide usage (RECONCILE=0; default: 1)"
     add("--no-reconcile", dest="reconcile", action="store_false", default=None, help=reconcile)
     org = "bill this organization only, not reconciled; repeatable"
-    add("--org", metavar="NAME_OR_ID", type=parse_text, action="append", default=[], help=org)
+    add("--org", type=parse_text, action="append", default=[], help=org)
     add("--check", action="store_true", help="make the bill, but write no file")
     add("-q", "--quiet", action="store_true", help="print warnings and errors only")
     add("-v", "--verbose", action="store_true", help="print a line for each request")
@@ -319,21 +312,20 @@ def read_settings(
     argv: Sequence[str] | None,
     environ: Mapping[str, str],
     now: datetime,
-    redact: Callable[[str], str],
+    screen: Screen,
 ) -> Settings:
     """Return the settings; raises Mistake, or SystemExit as argparse does."""
 
     def read(name: str, parse: Callable[[str], Any], default: str = "") -> Any:
         try:
-            return parse(environ.get(name, "").strip() or default)
+            return parse(variables.get(name, default))
         except ArgumentTypeError as error:
             raise Mistake(f"{name}: {error}") from None
 
-    parser = make_parser(environ)
-    parser.redact = redact
-    settings = parser.parse_args(argv, Settings())
+    variables = {name: text.strip() for name, text in environ.items() if text.strip()}
+    settings = make_parser(variables, screen).parse_args(argv, Settings())
     required = ("RAFAY_CONSOLE_URL", "RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY")
-    missing = [name for name in required if not environ.get(name, "").strip()]
+    missing = [name for name in required if name not in variables]
     if missing:
         raise Mistake(f"not set: {', '.join(missing)}: see --help")
     settings.default_api_key = read("RAFAY_DEFAULT_API_KEY", parse_key)
@@ -341,17 +333,16 @@ def read_settings(
     settings.console_url = read("RAFAY_CONSOLE_URL", parse_url)
     settings.ops_console_url = read("RAFAY_OPS_CONSOLE_URL", parse_url, settings.console_url)
     for url in (settings.console_url, settings.ops_console_url):
-        if redact(url) != url:  # else it would be looked up as the name of a host
+        if screen.redact(url) != url:  # else it would be looked up as the name of a host
             raise Mistake("RAFAY_CONSOLE_URL, RAFAY_OPS_CONSOLE_URL: one holds an API key")
-    settings.workers = read("WORKERS", partial(parse_number, most=32), "8")
+    settings.workers = read("WORKERS", parse_workers, "8")
     if settings.reconcile is None:
         settings.reconcile = read("RECONCILE", parse_switch, "1") == "1"
-    given: Any = (settings.billing_month, settings.days, settings.start, settings.end)
-    if given == (None, None, None, None):
-        if environ.get("BILLING_MONTH", "").strip():
-            settings.billing_month = read("BILLING_MONTH", parse_month)
+    if not (settings.month or settings.days or settings.start or settings.end):
+        if "BILLING_MONTH" in variables:
+            settings.month = read("BILLING_MONTH", parse_month)
         else:
-            settings.days = read("DAYS", partial(parse_number, most=3650), "30")
+            settings.days = read("DAYS", parse_days, "30")
     try:
         choose_period(settings, now.replace(microsecond=0))
     except (ValueError, OverflowError) as error:
@@ -371,7 +362,7 @@ class Period(NamedTuple):
 
 def choose_period(settings: Settings, now: datetime) -> None:
     """Set the period up to now at most, and all of it if it is a month; raises ValueError."""
-    settings.month = None
+    settings.whole_month = None
     settings.provisional = False
     if (settings.start is None) != (settings.end is None):
         raise ValueError("--from and --to go together")
@@ -379,8 +370,11 @@ def choose_period(settings: Settings, now: datetime) -> None:
         settings.period = Period(now - timedelta(days=settings.days), now)
         return
     zone = settings.timezone
-    if settings.billing_month:
-        period = read_month(settings.billing_month, zone, now)
+    if settings.month == "last":
+        this_month = month_of(now, zone)
+        period = month_of(this_month.start - timedelta(days=1), zone)
+    elif settings.month:
+        period = month_of(parse_time(f"{settings.month}-01", zone), zone)
     else:
         period = Period(parse_time(settings.start, zone), parse_time(settings.end, zone))
         if period.end > now:
@@ -389,16 +383,8 @@ def choose_period(settings: Settings, now: datetime) -> None:
     if settings.period.start >= settings.period.end:
         raise ValueError(f"from {format_time(period.start, zone)} on, the period is empty")
     if period == month_of(period.start, zone):
-        settings.month = period
+        settings.whole_month = period
         settings.provisional = now < period.end + SETTLING
-
-
-def read_month(text: str, zone: tzinfo, now: datetime) -> Period:
-    """Return the month of a text such as `2026-06`; `last` is the one before now."""
-    if text == "last":
-        this_month = month_of(now, zone)
-        return month_of(this_month.start - timedelta(days=1), zone)
-    return month_of(parse_time(f"{text}-01", zone), zone)
 
 
 def month_of(moment: datetime, zone: tzinfo) -> Period:
@@ -411,7 +397,7 @@ def month_of(moment: datetime, zone: tzinfo) -> Period:
 def midnight(day: date, zone: tzinfo) -> datetime:
     """Return when a day begins: an hour later where clocks go forward at midnight."""
     begins = datetime(day.year, day.month, day.day, tzinfo=zone)
-    return tz.resolve_imaginary(begins).astimezone(timezone.utc)
+    return tz.resolve_imaginary(begins).astimezone(UTC)
 
 
 @lru_cache(maxsize=1000)
@@ -426,7 +412,7 @@ def parse_time(text: str, zone: tzinfo) -> datetime:
         local = local.replace(tzinfo=local.tzinfo or zone)
         if tz.datetime_ambiguous(local) or not tz.datetime_exists(local):
             raise ValueError("the clocks change")
-        return local.astimezone(timezone.utc)
+        return local.astimezone(UTC)
     except (ValueError, OverflowError):
         raise ValueError(
             f"{text!r} is not a date or time, such as 2026-06-01 or 2026-06-01T00:00+02:00"
@@ -434,12 +420,10 @@ def parse_time(text: str, zone: tzinfo) -> datetime:
 
 
 @lru_cache(maxsize=1000)
-def format_time(moment: datetime, zone: tzinfo = timezone.utc) -> str:
+def format_time(moment: datetime, zone: tzinfo = UTC) -> str:
     """Return a time in a zone as `2026-06-01T00:00:00+02:00`; an offset of zero is `Z`."""
     local = moment.astimezone(zone)
-    if local.utcoffset():
-        return local.isoformat(timespec="seconds")
-    return local.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
+    return local.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 # Organizations
@@ -503,30 +487,29 @@ def choose_organizations(texts: Sequence[str], listed: list[Organization]) -> li
         return listed
     directory = Directory(listed)
     chosen: list[Organization] = []
-    mistakes = []
     for text in texts:
         found = directory.find(text)
         if len(found) != 1:
-            mistakes.append(f"--org: {directory.explain(text)}")
+            raise Mistake(f"--org: {directory.explain(text)}")
         chosen += found
-    if mistakes:
-        raise Mistake(*mistakes)
     return [organization for organization in listed if organization in chosen]
 
 
 # Price book
 
+Use = tuple[str, str, str]  # organization id, profile type, profile
 Prices = Mapping[str, "Price | None"]  # by dimension; None where none is in force
 RATE_COLUMNS = {"hourly_rate": USAGE, "monthly_rate": FEE, "monthly_minimum": MINIMUM}
 PRICE_COLUMNS = """profile hourly_rate monthly_rate monthly_minimum dimension organization
 profile_type effective_from effective_to currency description""".split()
-BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
-END = datetime.max.replace(tzinfo=timezone.utc)
+BEGINNING = datetime.min.replace(tzinfo=UTC)
+END = datetime.max.replace(tzinfo=UTC)
 
 
 class Price(NamedTuple):
     """A line of the price book; a blank organization or profile type means all of them."""
 
+    line: int
     source: str  # the file and the line
     charge: str
     profile: str
@@ -570,11 +553,12 @@ def parse_prices(path: str, content: bytes, settings: Settings) -> list[Price]:
             continue
         source = f"{path}: line {number}"
         try:
-            cells = split_cells(line)
+            row = split_cells(line)
             if columns:
-                prices.append(parse_price(source, columns, cells, settings))
+                cells = name_cells(row, columns)
+                prices.append(parse_price(number, source, cells, settings))
             else:
-                columns = check_columns(cells)
+                columns = check_columns(row)
         except (csv.Error, ValueError, OverflowError) as error:
             mistakes.append(f"{source}: {error}")
             if not columns:
@@ -597,20 +581,25 @@ def split_cells(line: str) -> list[str]:
     return [cell.strip() for cell in cells]
 
 
-def check_columns(cells: list[str]) -> list[str]:
+def check_columns(row: list[str]) -> list[str]:
     """Return the header; raises ValueError."""
-    for cell in cells:
-        if cell not in PRICE_COLUMNS or cells.count(cell) > 1:
+    for cell in row:
+        if cell not in PRICE_COLUMNS or row.count(cell) > 1:
             raise ValueError(f"column {cell!r} unknown or repeated: use {', '.join(PRICE_COLUMNS)}")
-    return cells
+    return row
 
 
-def parse_price(source: str, columns: list[str], row: list[str], settings: Settings) -> Price:
-    """Return the price in a line; raises ValueError."""
+def name_cells(row: list[str], columns: list[str]) -> dict[str, str]:
+    """Return the cells of a line by column, blank where there is no such column."""
     if len(row) != len(columns):
         raise ValueError(f"{len(row)} cells, but the header has {len(columns)}")
     cells = dict.fromkeys(PRICE_COLUMNS, "")
     cells.update(zip(columns, row))
+    return cells
+
+
+def parse_price(line: int, source: str, cells: Mapping[str, str], settings: Settings) -> Price:
+    """Return the price in a line; raises ValueError."""
     rates = [column for column in RATE_COLUMNS if cells[column]]
     if len(rates) != 1:
         raise ValueError(f"{len(rates)} rates: give one of {', '.join(RATE_COLUMNS)}")
@@ -624,8 +613,8 @@ def parse_price(source: str, columns: list[str], row: list[str], settings: Setti
         raise ValueError(f"{column} {cells[column]!r} is not a plain decimal, such as 2.50")
     if cells["profile_type"] not in ("", *PROFILE_TYPES):
         raise ValueError(f"profile_type {cells['profile_type']!r} is not compute or service")
-    start = parse_validity("effective_from", cells, settings.timezone) or BEGINNING
-    end = parse_validity("effective_to", cells, settings.timezone) or END
+    start = parse_validity("effective_from", BEGINNING, cells, settings.timezone)
+    end = parse_validity("effective_to", END, cells, settings.timezone)
     if start >= end:
         raise ValueError("effective_to is not later than effective_from")
     if cells["currency"] not in ("", settings.currency):
@@ -635,6 +624,7 @@ def parse_price(source: str, columns: list[str], row: list[str], settings: Setti
         check_monthly(column, cells, settings)
         dimension = MONTH
     return Price(
+        line=line,
         source=source,
         charge=charge,
         profile=cells["profile"],
@@ -647,14 +637,19 @@ def parse_price(source: str, columns: list[str], row: list[str], settings: Setti
     )
 
 
-def parse_validity(column: str, cells: Mapping[str, str], zone: tzinfo) -> datetime | None:
-    """Return the moment at which a price begins or ends, if any; raises ValueError."""
+def parse_validity(
+    column: str, if_blank: datetime, cells: Mapping[str, str], zone: tzinfo
+) -> datetime:
+    """Return the moment at which a price begins or ends; raises ValueError."""
     if not cells[column]:
-        return None
+        return if_blank
     try:
-        return parse_time(cells[column], zone)
+        moment = parse_time(cells[column], zone)
     except ValueError as error:
         raise ValueError(f"{column} {error}") from None
+    if not cells["hourly_rate"] and moment != month_of(moment, zone).start:
+        raise ValueError(f"{column} {cells[column]!r} is not the first moment of a month in {zone}")
+    return moment
 
 
 def check_monthly(column: str, cells: Mapping[str, str], settings: Settings) -> None:
@@ -667,11 +662,6 @@ def check_monthly(column: str, cells: Mapping[str, str], settings: Settings) -> 
     decimals = cells[column].partition(".")[2]
     if len(decimals) > minor_digits(settings.currency):
         raise ValueError(f"{column} {cells[column]!r} has more decimals than {settings.currency}")
-    zone = settings.timezone
-    for name in ("effective_from", "effective_to"):
-        moment = parse_validity(name, cells, zone)
-        if moment and moment != month_of(moment, zone).start:
-            raise ValueError(f"{name} {cells[name]!r} is not the first moment of a month in {zone}")
 
 
 def find_repeated(prices: Iterable[Price]) -> list[str]:
@@ -679,23 +669,23 @@ def find_repeated(prices: Iterable[Price]) -> list[str]:
     first: dict[Any, Price] = {}
     mistakes = []
     for price in prices:
-        thing = price._replace(source="", end=END, rate=Decimal(0))
+        thing = price._replace(line=0, source="", end=END, rate=Decimal(0))
         other = first.setdefault(thing, price)
         if other is not price:
-            line = other.source.rpartition(": ")[2]
-            mistakes.append(f"{price.source}: {line} already has this price")
+            mistakes.append(f"{price.source}: line {other.line} already has this price")
     return mistakes
 
 
 class PriceBook:
     """The prices in force at some time of the period, with ids in place of names."""
 
-    def __init__(self, prices: Iterable[Price], period: Period, directory: Directory) -> None:
+    def __init__(self, file: PriceFile, period: Period, directory: Directory) -> None:
+        self.file = file
         self.period = period
         self.prices: list[Price] = []
         self.unknown: list[str] = []  # a warning for each price of an unknown organization
         mistakes = []
-        for price in prices:
+        for price in file.prices:
             if price.start >= period.end or price.end <= period.start:
                 continue
             found = directory.find(price.organization)
@@ -711,55 +701,47 @@ class PriceBook:
         if mistakes:
             raise Mistake(*mistakes)
         self._hourly = defaultdict[Any, list[Price]](list)  # by organization and profile
-        self._monthly = defaultdict[str, list[Price]](list)  # by organization
-        for price in self.prices:
+        self._monthly = defaultdict[str, dict[Any, Price]](dict)  # by organization
+        # A blank profile type sorts first: what is more specific, or later, comes last.
+        for price in sorted(self.prices, key=attrgetter("profile_type", "start")):
             if price.charge == USAGE:
                 self._hourly[price.organization, price.profile].append(price)
             else:
-                self._monthly[price.organization].append(price)
-        for prices_of_one in self._hourly.values():
-            # A blank profile type sorts first: what is more specific, or later, comes last.
-            prices_of_one.sort(key=lambda price: (price.profile_type, price.start))
+                self._monthly[price.organization][price.charge, price.profile] = price
 
-    def hourly(self, organization_id: str, profile_type: str, profile: str) -> list[Price]:
-        """Return what an organization may pay for a profile; where two are in force, the last."""
+    def hourly(self, use: Use) -> list[Price]:
+        """Return what may be paid; where two for a dimension are in force, the last counts."""
+        organization_id, profile_type, profile = use
         everyones = self._hourly.get(("", profile), [])
         own = self._hourly.get((organization_id, profile), [])
         return [price for price in everyones + own if price.profile_type in ("", profile_type)]
 
-    def find(
-        self, organization_id: str, profile_type: str, profile: str, moment: datetime
-    ) -> Prices:
+    def find(self, use: Use, moment: datetime) -> Prices:
         """Return the price in force for each dimension that has one at some time of the period."""
         found: dict[str, Price | None] = {}
-        for price in self.hourly(organization_id, profile_type, profile):
+        for price in self.hourly(use):
             found.setdefault(price.dimension, None)
             if price.start <= moment < price.end:
                 found[price.dimension] = price
         return found
 
-    def changes(self, organization_id: str, profile_type: str, profile: str) -> set[datetime]:
-        """Return when, inside the period, what an organization pays for a profile changes."""
-        changes: set[datetime] = set()
-        for price in self.hourly(organization_id, profile_type, profile):
+    def changes(self, use: Use) -> set[datetime]:
+        """Return when, inside the period, what is paid changes."""
+        changes = set()
+        for price in self.hourly(use):
             for moment in (price.start, price.end):
                 if self.period.start < moment < self.period.end:
                     just_before = moment - timedelta.resolution
-                    before = self.find(organization_id, profile_type, profile, just_before)
-                    if before != self.find(organization_id, profile_type, profile, moment):
+                    if self.find(use, just_before) != self.find(use, moment):
                         changes.add(moment)
         return changes
 
     def monthly(self, organization_id: str) -> list[Price]:
         """Return fees, then minimums, in the order of the book; `*` is last, as it counts all."""
-        latest: dict[Any, Price] = {}
-        for price in self._monthly.get(organization_id, []):
-            thing = (price.charge, price.profile)
-            if thing not in latest or latest[thing].start < price.start:
-                latest[thing] = price
+        prices = self._monthly.get(organization_id, {}).values()
         return sorted(
-            latest.values(),
-            key=lambda price: (price.charge == MINIMUM, price.profile == ALL_PROFILES),
+            prices,
+            key=lambda price: (price.charge == MINIMUM, price.profile == ALL_PROFILES, price.line),
         )
 
 
@@ -867,10 +849,8 @@ class Record(NamedTuple):
         return f"instance {self.instance} ({self.instance_id})"
 
 
-def parse_page(ask: Ask, answer: Any, dimensions: Container[str]) -> Page:
+def parse_page(ask: Ask, answer: JsonObject, dimensions: Container[str]) -> Page:
     """Return what a decoded answer says; raises Failure if it is not as documented."""
-    if type(answer) is not dict:
-        raise Failure("the answer is not a JSON object")
     has_next = False
     if ask.listing.profile_type:
         rows: list[Any] = parse_usage(ask.listing, answer, dimensions)
@@ -934,14 +914,14 @@ def parse_organizations(answer: JsonObject) -> list[Organization]:
 def parse_usage(listing: Listing, answer: JsonObject, dimensions: Container[str]) -> list[Record]:
     """Return the records on a page, if it is of the kind and period that were asked for."""
     rows = parse_objects(answer, "instance_usage_data")
-    clean_texts(answer, required=(), optional=("kind", "range_from", "range_to"))
+    clean_texts(answer, (), ("kind", "range_from", "range_to"))
     if not rows and not answer["kind"] and not answer["range_from"]:
         raise Failure("no instance_usage_data, kind or range_from: is it another API?")
     if answer["kind"] not in ("", listing.profile_type):
         raise Failure(f"kind is {answer['kind']}, asked was {listing.profile_type}")
     # A server that keeps less than the period must not shorten the bill in silence.
-    for name, asked in (("range_from", listing.period.start), ("range_to", listing.period.end)):
-        if answer[name] and parse_api_time(answer[name]) != format_time(asked):
+    for name, asked in zip(("range_from", "range_to"), listing.period):
+        if parse_api_time(answer[name]) not in ("", format_time(asked)):
             raise Failure(f"{name} is {answer[name]}, asked was {format_time(asked)}")
     records = []
     for row in rows:
@@ -963,13 +943,6 @@ def parse_record(listing: Listing, row: JsonObject, dimensions: Container[str]) 
         organization = Organization(organization_id, name)
     if organization.id != organization_id:
         raise Failure(f"is of organization {organization_id}: the API ignored the filter")
-    status = row["status"]
-    deleted_at = row["deleted_at"]
-    if not status and deleted_at and not deleted_at.startswith("0001-"):  # a time not set in Go
-        status = "deleted"
-    created_at = row["created_at"]
-    if created_at:
-        created_at = parse_api_time(created_at)
     parameters = []
     priced = []
     for each in parse_objects(row, "parameters"):
@@ -982,20 +955,29 @@ def parse_record(listing: Listing, row: JsonObject, dimensions: Container[str]) 
         organization=organization,
         profile_type=listing.profile_type,
         period=listing.period,
-        project=sys.intern(row["instance_project_name"]),
-        project_id=sys.intern(row["instance_project_id"]),
-        profile=sys.intern(row["profile_name"]),
-        profile_id=sys.intern(row["profile_id"]),
+        project=intern(row["instance_project_name"]),
+        project_id=intern(row["instance_project_id"]),
+        profile=intern(row["profile_name"]),
+        profile_id=intern(row["profile_id"]),
         instance=row["instance_name"],
         instance_id=row["instance_id"],
-        start_time=sys.intern(row["start_time"]),
-        end_time=sys.intern(row["end_time"]),
-        status=sys.intern(status),
-        created_at=created_at,
+        start_time=intern(row["start_time"]),
+        end_time=intern(row["end_time"]),
+        status=intern(read_status(row)),
+        created_at=parse_api_time(row["created_at"]),
         hours=parse_hours(read_usage(row), INSTANCE, MAX_INSTANCE_HOURS),
         parameters="; ".join(parameters),
         priced=tuple(priced),
     )
+
+
+def read_status(row: JsonObject) -> str:
+    """Return the status of an instance; if there is none, whether it was deleted."""
+    was_deleted = row["deleted_at"] and not row["deleted_at"].startswith("0001-")  # unset in Go
+    if was_deleted and not row["status"]:
+        return "deleted"
+    status: str = row["status"]
+    return status
 
 
 def parse_parameter(row: JsonObject) -> Parameter:
@@ -1005,9 +987,9 @@ def parse_parameter(row: JsonObject) -> Parameter:
     if is_label is not None and type(is_label) is not bool:
         raise Failure(f"is_label {is_label!r} of {row['name']} is not true or false")
     return Parameter(
-        name=sys.intern(row["name"]),
+        name=intern(row["name"]),
         is_label=is_label,
-        label_value=sys.intern(row["label_value"]),
+        label_value=intern(row["label_value"]),
         usage=read_usage(row),
     )
 
@@ -1026,10 +1008,8 @@ def read_usage(row: JsonObject) -> Any:
 
 def parse_hours(usage: Any, what: str, most: Decimal) -> Decimal:
     """Return the hours of what `read_usage` returned; a number is rounded half up to 0.01."""
-    if usage is None:
-        raise Failure(f"{what}: usage is missing, and so is raw_usage")
-    if type(usage) is str and not HOURS.fullmatch(usage):
-        raise Failure(f"{what}: usage {usage!r} is not hours, such as 20.59h")
+    if usage is None or (type(usage) is str and not HOURS.fullmatch(usage)):
+        raise Failure(f"{what}: usage {usage!r} is missing or is not hours, such as 20.59h")
     hours = Decimal(str(usage).removesuffix("h"))
     if not 0 <= hours <= most:
         raise Failure(f"{what}: usage {usage} is negative or absurd")
@@ -1046,9 +1026,11 @@ def trim_hours(hours: Decimal) -> Decimal:
 @lru_cache(maxsize=10_000)
 def parse_api_time(text: str) -> str:
     """Return an ISO 8601 time, UTC unless it has an offset, as `2026-06-01T00:00:00Z`."""
+    if not text:
+        return ""
     try:
         moment = isoparse(text)
-        return format_time(moment.replace(tzinfo=moment.tzinfo or timezone.utc))
+        return format_time(moment.replace(tzinfo=moment.tzinfo or UTC))
     except (ValueError, OverflowError):
         raise Failure(f"{text!r} is not an ISO 8601 time") from None
 
@@ -1060,12 +1042,39 @@ ORGANIZATIONS_PATH = "/auth/v1/organizations"
 NO_PROXIES = {"http": "", "https": "", "all": ""}
 
 
-class Console(NamedTuple):
-    """Where to ask, and with which key."""
+class Request(NamedTuple):
+    """A request for a page."""
 
-    url: str
-    headers: dict[str, str]
+    console: str  # its URL
+    path: str
+    query: JsonObject
+    headers: dict[str, str]  # with the API key
     settings: str  # the names of those that lead there
+
+
+def make_request(ask: Ask, settings: Settings) -> Request:
+    """Return the request for a page, as Rafay's API collections have it."""
+    organization, profile_type, period = ask.listing
+    query: JsonObject = {"limit": ask.limit, "offset": ask.offset}
+    if not profile_type:
+        return Request(
+            console=settings.ops_console_url,
+            path=ORGANIZATIONS_PATH,
+            query=query,
+            headers={"X-RAFAY-API-KEYID": settings.partner_api_key},
+            settings="RAFAY_OPS_CONSOLE_URL (or else RAFAY_CONSOLE_URL) and PARTNER_API_KEY",
+        )
+    query["range_from"] = format_time(period.start)
+    query["range_to"] = format_time(period.end)
+    if organization is not WHOLE_PARTNER:
+        query["instance_organization_id"] = organization.id
+    return Request(
+        console=settings.console_url,
+        path=USAGE_PATH.format(profile_type),
+        query=query,
+        headers={"x-api-key": settings.default_api_key},
+        settings="RAFAY_CONSOLE_URL and RAFAY_DEFAULT_API_KEY",
+    )
 
 
 class Session(requests.Session):
@@ -1084,22 +1093,12 @@ class Client:
     """The one place that makes requests, in as many threads as WORKERS says."""
 
     def __init__(self, settings: Settings, dimensions: Container[str], screen: Screen) -> None:
+        self.settings = settings
         self.dimensions = dimensions  # those that a price of the book is for
         self.screen = screen
         self.retrying = ""  # what is tried again, and why
         self.asked = 0  # pages, of those that are asked for together
         self.received = 0
-        self.usage_console = Console(
-            url=settings.console_url,
-            headers={"x-api-key": settings.default_api_key},
-            settings="RAFAY_CONSOLE_URL and RAFAY_DEFAULT_API_KEY",
-        )
-        self.organizations_console = Console(
-            url=settings.ops_console_url,
-            headers={"X-RAFAY-API-KEYID": settings.partner_api_key},
-            settings="RAFAY_OPS_CONSOLE_URL (or else RAFAY_CONSOLE_URL) and PARTNER_API_KEY",
-        )
-        self.workers = settings.workers
         self.local = threading.local()  # holds each thread's session
         try:
             # Its threads are daemons: they hold up neither a signal nor the end of the run.
@@ -1107,20 +1106,16 @@ class Client:
         except (RuntimeError, AttributeError):  # the latter while it cleans up after the former
             raise Failure("cannot start so many threads: lower WORKERS") from None
 
-    def close(self) -> None:
-        """Let no thread begin another request."""
-        self.pool.terminate()
-
     def get_pages(self, asks: Sequence[Ask]) -> Iterator[Page]:
         """Yield the pages in the order asked for; raises Failure."""
         self.asked = len(asks)
         self.received = 0
-        fetching: deque[Any] = deque()
+        fetching: list[Any] = []
         for ask in asks:
             fetching.append((ask, self.pool.apply_async(self._fetch, (ask,))))
             # No more are fetched ahead: an answer takes more memory than the records in it.
-            if len(fetching) == self.workers:
-                yield self._receive(*fetching.popleft())
+            if len(fetching) == self.settings.workers:
+                yield self._receive(*fetching.pop(0))
         for ask, result in fetching:
             yield self._receive(ask, result)
 
@@ -1137,12 +1132,13 @@ class Client:
         except Failure as error:
             raise Failure(f"{ask.listing}: {error}") from None
 
-    def _fetch(self, ask: Ask) -> Any:
+    def _fetch(self, ask: Ask) -> JsonObject:
         """Return a decoded answer, after up to ATTEMPTS requests; raises Failure."""
+        request = make_request(ask, self.settings)
         wait = BACKOFF_SECONDS
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._attempt(ask)
+                return self._attempt(request)
             except Transient as error:
                 problem = error
             if attempt < ATTEMPTS:
@@ -1151,70 +1147,55 @@ class Client:
                 wait *= 2
         raise Failure(f"gave up after {ATTEMPTS} attempts, run it again later: {problem}")
 
-    def _attempt(self, ask: Ask) -> Any:
-        """Make one request and return the decoded answer; raises Failure or Transient."""
-        console, path = self.usage_console, USAGE_PATH.format(ask.listing.profile_type)
-        if not ask.listing.profile_type:
-            console, path = self.organizations_console, ORGANIZATIONS_PATH
-        query = make_query(ask)
-        began = time.monotonic()
+    def _attempt(self, request: Request) -> JsonObject:
+        """Make a request and return the decoded answer; raises Failure or Transient."""
         outcome = "no answer"
+        began = time.monotonic()
         try:
-            response = self._send(console, path, query)
+            response = self._send(request)
             outcome = f"HTTP {response.status_code}"
-            answer = decode(response, console)
+            answer = decode(response, request)
             outcome += describe_answer(answer)
             return answer
         finally:
             seconds = time.monotonic() - began
-            self.screen.note(f"{path}?{urlencode(query)}: {outcome}, {seconds:.2f} s")
+            target = f"{request.path}?{urlencode(request.query)}"
+            if self.settings.verbose:
+                self.screen.report("request", [f"{target}: {outcome}, {seconds:.2f} s"])
 
-    def _send(self, console: Console, path: str, query: JsonObject) -> requests.Response:
+    def _send(self, request: Request) -> requests.Response:
         """Return the response to a request; raises Failure or Transient."""
         if not hasattr(self.local, "session"):
             self.local.session = Session()
         session: Session = self.local.session
         session.cookies.clear()
-        proxies = None
-        if console.url.startswith("http://"):  # a proxy would be sent the key in clear
-            proxies = NO_PROXIES
         try:
             return session.get(
-                console.url + path,
-                params=query,
-                headers=console.headers,
-                auth=lambda request: request,  # or requests would read ~/.netrc
-                proxies=proxies,
+                request.console + request.path,
+                params=request.query,
+                headers=request.headers,
+                auth=lambda prepared: prepared,  # or requests would read ~/.netrc
+                # Over http, a proxy would be sent the key in clear.
+                proxies=NO_PROXIES if request.console.startswith("http://") else None,
                 timeout=(CONNECT_SECONDS, READ_SECONDS),
             )
         except (OSError, ValueError, TypeError, urllib3.exceptions.HTTPError) as error:
-            raise explain(error, f"{console.url}: check {console.settings}") from None
+            raise explain(error, f"{request.console}: check {request.settings}") from None
 
 
-def make_query(ask: Ask) -> JsonObject:
-    """Return the query of a request, as Rafay's API collections have it."""
-    listing = ask.listing
-    query: JsonObject = {"limit": ask.limit, "offset": ask.offset}
-    if listing.profile_type:
-        query["range_from"] = format_time(listing.period.start)
-        query["range_to"] = format_time(listing.period.end)
-    if listing.organization is not WHOLE_PARTNER:
-        query["instance_organization_id"] = listing.organization.id
-    return query
-
-
-def decode(response: requests.Response, console: Console) -> Any:
+def decode(response: requests.Response, request: Request) -> JsonObject:
     """Return the JSON of an answer, its fractions as Decimal; raises Failure or Transient."""
     status = response.status_code
     problem = f"HTTP {status}"
     if status == 200:
-        try:
-            return json.loads(response.content, parse_float=Decimal, parse_constant=str)
-        except (ValueError, RecursionError, decimal.DecimalException):
-            problem += ": the answer is not JSON"
+        problem += ": the answer is not a JSON object"
+        with suppress(ValueError, RecursionError, decimal.DecimalException):
+            answer = json.loads(response.content, parse_float=Decimal)
+            if type(answer) is dict:
+                return answer
     said = response.content.decode("utf-8", "replace")
     if status not in (200, 408, 425, 429) and status < 500:
-        raise Failure(f"{problem}: check {console.settings}: {said}")
+        raise Failure(f"{problem}: check {request.settings}: {said}")
     transient = Transient(f"{problem}: {said}")
     transient.retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
     raise transient
@@ -1229,15 +1210,14 @@ def parse_retry_after(header: str) -> float | None:
     return max(seconds, 0) or None
 
 
-def describe_answer(answer: Any) -> str:
+def describe_answer(answer: JsonObject) -> str:
     """Return the number of rows, `count` and `limit` of an answer, whatever it is."""
     text = ""
-    if type(answer) is dict:
-        for name, value in answer.items():
-            if type(value) is list:
-                text += f", {len(value)} rows"
-            if name in ("count", "limit"):
-                text += f", {name} {value}"
+    for name, value in answer.items():
+        if type(value) is list:
+            text += f", {len(value)} rows"
+        if name in ("count", "limit"):
+            text += f", {name} {value}"
     return text
 
 
@@ -1348,66 +1328,54 @@ def list_usage(organizations: Iterable[Organization], period: Period) -> list[Li
     return listings
 
 
-def reconcile(client: Client, usage: Usage, period: Period) -> list[Organization]:
-    """Compare usage with that of the whole partner, and add what is missing.
+def reconcile(client: Client, usage: Usage, whole: Listing) -> list[Organization]:
+    """Compare usage with a list of the whole partner, and add what is missing.
 
     Returns the organizations that are not listed; raises Failure if the two still differ.
     """
-    beyond = read_beyond(client, usage, period)
-    wholes = read_lists(client, beyond)
-    organizations = {listing.organization.id: listing.organization for listing in usage}
-    unlisted = {}
-    for records in wholes.values():
-        for record in records:
-            id_ = record.organization.id
-            if id_ not in organizations:
-                organizations[id_] = unlisted[id_] = record.organization
-    usage.update(read_lists(client, compare(usage, wholes, organizations)))
-    failures = []
-    for listing, instances in compare(usage, wholes, organizations).items():
-        failures.append(
-            f"{listing}: {shorten(instances)}: differs from the partner-wide usage: run it again "
-            "later, or with --no-reconcile"
-        )
-    for whole, beyond_last in beyond.items():
-        if beyond_last.subject not in {record.subject for record in wholes[whole]}:
-            failures.append(f"{whole}: {beyond_last} is on no page of it: run it again later")
-    if failures:
-        raise Failure(*failures)
-    return [unlisted[id_] for id_ in sorted(unlisted)]
-
-
-def read_beyond(client: Client, usage: Usage, period: Period) -> dict[Listing, Record]:
-    """Return, for each profile type, a record of the whole partner beyond those read, if any."""
-    numbers = Counter[str]()
+    number = 0
     for listing, records in usage.items():
-        numbers[listing.profile_type] += len(records)
-    wholes = list_usage([WHOLE_PARTNER], period)
-    asks = [Ask(whole, offset=numbers[whole.profile_type], limit=1) for whole in wholes]
-    beyond = {}
-    for whole, page in zip(wholes, client.get_pages(asks)):
-        if page.rows:
-            beyond[whole] = page.rows[0]
-    return beyond
+        if listing.profile_type == whole.profile_type:
+            number += len(records)
+    [beyond] = client.get_pages([Ask(whole, offset=number, limit=1)])
+    if not beyond.rows:
+        return []
+    records = read_lists(client, [whole])[whole]
+    organizations = {listing.organization.id: listing.organization for listing in usage}
+    unlisted = []
+    for record in records:
+        if record.organization.id not in organizations:
+            organizations[record.organization.id] = record.organization
+            unlisted.append(record.organization)
+    usage.update(read_lists(client, compare(usage, whole, records, organizations)))
+    differing = compare(usage, whole, records, organizations)
+    if differing:
+        hint = "differs from the partner-wide usage: run it again later, or with --no-reconcile"
+        raise Failure(*(f"{each}: {shorten(differing[each])}: {hint}" for each in differing))
+    if beyond.rows[0].subject not in {record.subject for record in records}:
+        raise Failure(f"{whole}: {beyond.rows[0]} is on no page of it: run it again later")
+    return unlisted
 
 
 def compare(
-    usage: Usage, wholes: Usage, organizations: Mapping[str, Organization]
+    usage: Usage,
+    whole: Listing,
+    records_of_all: Iterable[Record],
+    organizations: Mapping[str, Organization],
 ) -> dict[Listing, list[str]]:
-    """Return the lists that differ from the partner-wide ones, and in which instances.
+    """Return the lists that differ from that of the whole partner, and in which instances.
 
     Records are counted by subject; their hours are not compared, as those of running ones grow.
     """
+    own = Counter[Any]()
+    for listing, records in usage.items():
+        if listing.profile_type == whole.profile_type:
+            own.update(record.subject for record in records)
+    of_all = Counter(record.subject for record in records_of_all)
     differing = defaultdict[Listing, list[str]](list)
-    for whole, records_of_all in wholes.items():
-        own = Counter[tuple[str, ...]]()
-        for listing, records in usage.items():
-            if listing.profile_type == whole.profile_type:
-                own.update(record.subject for record in records)
-        of_all = Counter(record.subject for record in records_of_all)
-        for subject in (own - of_all) + (of_all - own):
-            listing = whole._replace(organization=organizations[subject[0]])
-            differing[listing].append(subject[-1])
+    for subject in (own - of_all) + (of_all - own):
+        listing = whole._replace(organization=organizations[subject[0]])
+        differing[listing].append(subject[-1])
     return differing
 
 
@@ -1426,7 +1394,7 @@ def split_usage(client: Client, usage: Usage, book: PriceBook) -> None:
     for listing, records in usage.items():
         moments: set[datetime] = set()
         for profile in {record.profile for record in records}:
-            changes = book.changes(listing.organization.id, listing.profile_type, profile)
+            changes = book.changes((listing.organization.id, listing.profile_type, profile))
             if changes:
                 moments |= changes
                 changing[listing].add(profile)
@@ -1495,40 +1463,45 @@ class Bill(NamedTuple):
     """What is billed, and what it was made from."""
 
     settings: Settings
-    price_file: PriceFile
     book: PriceBook
     organizations: Sequence[Organization]  # all that are billed, also those without usage
     reconciled: str  # what the summary says of it
     lines: list[Line]  # in the order of the raw file
-    overlong: list[str]  # instances with more hours than their period
-    doubts: list[str]  # warnings of what was seen on the way
+    unbilled: list[str]  # warnings of what may not be billed: they make the exit status 3
+    doubts: list[str]  # warnings of what to look at, although what is billed is complete
+    unused: list[str]  # hourly prices in force that nobody used
 
 
 def bill_organization(bill: Bill, organization: Organization, usage: Usage) -> None:
     """Add the lines of an organization's usage, then those of its fees and minimums."""
     lines: list[Line] = []
-    prices_of: dict[Any, Prices] = {}  # by what has the same prices
+    find = lru_cache(maxsize=None)(bill.book.find)
     for listing in list_usage([organization], bill.settings.period):
         for record in usage.pop(listing, []):  # its lines take its place in memory
-            same = (record.profile_type, record.profile, record.period.start)
-            if same not in prices_of:
-                prices_of[same] = bill.book.find(organization.id, *same)
-            lines += bill_record(record, prices_of[same], bill.settings.currency)
-            if is_overlong(record, prices_of[same]):
-                bill.overlong.append(record.instance_id)
+            use = (organization.id, record.profile_type, record.profile)
+            prices = find(use, record.period.start)
+            lines += bill_record(record, prices, bill.settings.currency)
+            if is_overlong(record, prices):
+                bill.doubts.append(f"{record} of {organization} has more hours than its period")
     lines += bill_month(bill, organization, lines)
     bill.lines.extend(lines)
 
 
+def measure(record: Record, prices: Prices) -> dict[str, Decimal]:
+    """Return the hours of the instance, and quantity x hours of each parameter with a price."""
+    hours_of = {INSTANCE: record.hours}
+    for parameter in record.priced:
+        if parameter.name in hours_of:
+            raise Failure(f"{parameter.name} is listed twice")
+        if parameter.name in prices:
+            hours_of[parameter.name] = parameter.quantity()
+    return hours_of
+
+
 def bill_record(record: Record, prices: Prices, currency: str) -> list[Line]:
     """Return the line of an instance, then one for each parameter that has a price."""
-    hours_of = {INSTANCE: record.hours}
     try:
-        for parameter in record.priced:
-            if parameter.name in prices:
-                if parameter.name in hours_of:
-                    raise Failure(f"{parameter.name} is listed twice")
-                hours_of[parameter.name] = parameter.quantity()
+        hours_of = measure(record, prices)
     except Failure as error:
         raise Failure(f"{record} of {record.organization}: {error}") from None
     lines = []
@@ -1565,38 +1538,34 @@ def bill_record(record: Record, prices: Prices, currency: str) -> list[Line]:
 
 def is_overlong(record: Record, prices: Prices) -> bool:
     """Return whether an instance, or a billed label of it, has more hours than its period."""
-    hours = record.hours
-    for parameter in record.priced:
-        if parameter.is_label and parameter.name in prices:
-            hours = max(hours, parameter.hours())
+    billed = [each for each in record.priced if each.is_label and each.name in prices]
+    hours = max([record.hours, *(label.hours() for label in billed)])
     seconds = (record.period.end - record.period.start) // timedelta(seconds=1)
     return (hours - HUNDREDTH) * 3600 > seconds
 
 
 def bill_month(bill: Bill, organization: Organization, usage: Iterable[Line]) -> list[Line]:
     """Return the fees, and what an organization's usage falls short of its minimums."""
-    month, currency = bill.settings.month, bill.settings.currency
+    month, currency = bill.settings.whole_month, bill.settings.currency
     if month is None:
         return []
-    counted: dict[str | None, Decimal] = {}  # for minimums: by profile, and of all (None)
+    amounts = defaultdict[str, Decimal](Decimal)  # by profile: usage, then also shortfalls
     for line in usage:
-        for profile in (line.profile, None):
-            so_far = counted.get(profile, Decimal(0))
-            counted[profile] = so_far + (line.billing_amount or 0)
+        amounts[line.profile] += line.billing_amount or 0
     lines = []
     for price in bill.book.monthly(organization.id):
         amount = round_half_up(price.rate, minor_digits(currency))
         if price.charge == MINIMUM:
-            profile = None if price.profile == ALL_PROFILES else price.profile
-            amount -= counted.get(profile, Decimal(0))
+            counted = find_counted(price, amounts)
+            amount -= sum(counted)
             if amount <= 0:
                 continue
-            if profile not in counted:
+            if not counted:
                 bill.doubts.append(
                     f"{price.source}: the minimum {price.profile} of {organization} is billed in "
                     "full, as nothing was used: is its profile right?"
                 )
-            counted[None] = counted.get(None, Decimal(0)) + amount
+            amounts[price.profile] += amount
         line = Line(
             organization=organization.name,
             organization_id=organization.id,
@@ -1611,6 +1580,15 @@ def bill_month(bill: Bill, organization: Organization, usage: Iterable[Line]) ->
         )
         lines.append(line)
     return lines
+
+
+def find_counted(minimum: Price, amounts: Mapping[str, Decimal]) -> list[Decimal]:
+    """Return the amounts, by profile, that a minimum counts; none if nothing was used."""
+    if minimum.profile == ALL_PROFILES:
+        return list(amounts.values())
+    if minimum.profile in amounts:
+        return [amounts[minimum.profile]]
+    return []
 
 
 # Warnings
@@ -1629,81 +1607,53 @@ def name_organization(line: Line) -> str:
     return f"{line.organization} ({line.organization_id})"
 
 
-def warn_of_unbilled(bill: Bill) -> list[str]:
-    """Return what may not be billed: each of these makes the exit status 3."""
-    warnings = warn_of_unpriced(bill)
-    if not bill.settings.org:  # with --org, others' prices are not this bill's concern
-        warnings += bill.book.unknown
-    used = find_used(bill)
-    billed = {organization.id for organization in bill.organizations}
-    for price in bill.book.prices:
-        if price.charge != USAGE and price.organization in billed and not bill.settings.month:
-            what = f"{price.charge} {price.profile}"
-            warnings.append(f"{price.source}: no {what}: the period is not a calendar month")
-        has_usage = price_thing(price._replace(dimension=INSTANCE)) in used
-        if price.charge == USAGE and has_usage and price_thing(price) not in used:
-            what = f"no record of {price.profile} has {price.dimension}"
-            warnings.append(f"{price.source}: nothing to bill: {what}")
-    return warnings
-
-
-def warn_of_unpriced(bill: Bill) -> list[str]:
-    """Return a warning for each profile and dimension with usage that has no price."""
+def check_usage(bill: Bill) -> None:
+    """Add a warning for each profile and dimension with usage that has no price."""
     unpriced = [line for line in bill.lines if line.usage_hours and line.billing_amount is None]
-    warnings = []
     for lines in group_lines(unpriced, attrgetter("profile", "dimension")).values():
         what = f"{lines[0].dimension} of {lines[0].profile} has no price"
         hours = sum(line.usage_hours or 0 for line in lines)
-        owners = group_lines(lines, attrgetter("organization_id")).values()
-        whose = shorten([name_organization(own_lines[0]) for own_lines in owners], most=3)
-        warnings.append(f"{what}: {hours:f} hours of {whose} are not billed")
-    return warnings
+        names = group_lines(lines, name_organization)
+        whose = shorten(names, most=3)
+        bill.unbilled.append(f"{what}: {hours:f} hours of {whose} are not billed")
 
 
-def warn_of_doubts(bill: Bill) -> list[str]:
-    """Return what should be looked at, although what is billed is complete."""
-    warnings = list(bill.doubts)
-    if bill.overlong:
-        what = f"{len(bill.overlong)}: {shorten(bill.overlong)}"
-        warnings.append(f"instances with more hours than the period has: {what}")
-    if bill.settings.provisional:
-        end = format_time(bill.settings.period.end, bill.settings.timezone)
-        warnings.append(f"the bill is provisional: usage until {end} may still arrive")
-    return warnings
-
-
-Thing = tuple[str, str, str, str]  # profile, dimension, organization id, profile type
-
-
-def price_thing(price: Price) -> Thing:
-    """Return what a price is for; a blank organization or profile type stands for all."""
-    return (price.profile, price.dimension, price.organization, price.profile_type)
-
-
-def find_used(bill: Bill) -> set[Thing]:
-    """Return what there is usage of, whether or not it has a price."""
-    used: set[Thing] = set()
-    for line in bill.lines:
-        if line.charge == USAGE:
-            used.add((line.profile, line.dimension, line.organization_id, line.profile_type))
-    for profile, dimension, organization_id, profile_type in list(used):
-        used.add((profile, dimension, organization_id, ""))
-        used.add((profile, dimension, "", profile_type))
-        used.add((profile, dimension, "", ""))
-    return used
-
-
-def list_unused(bill: Bill) -> list[str]:
-    """Return the hourly prices in force that nobody used: one may be misspelled."""
-    used = find_used(bill)
+def check_prices(bill: Bill) -> None:
+    """Add what is to be said of prices in force: what they do not bill, and what nobody used."""
     whose = {organization.id: str(organization) for organization in bill.organizations}
     whose[""] = "everyone"
-    unused = []
+    used = find_used(bill)
     for price in bill.book.prices:
-        if price.charge == USAGE and price.organization in whose and price_thing(price) not in used:
+        if price.organization not in whose:  # it is another's, with --org
+            continue
+        whom = (price.organization, price.profile_type)
+        if price.charge != USAGE:
+            if not bill.settings.whole_month:
+                what = f"{price.charge} {price.profile}: the period is not a calendar month"
+                bill.unbilled.append(f"{price.source}: no {what}")
+        elif (price.profile, price.dimension, *whom) in used:
+            continue
+        elif (price.profile, INSTANCE, *whom) in used:
+            what = f"no record of {price.profile} has {price.dimension}"
+            bill.unbilled.append(f"{price.source}: nothing to bill: {what}")
+        else:
             what = f"{price.dimension} of {price.profile}, for {whose[price.organization]}"
-            unused.append(f"{price.source}: {what}")
-    return unused
+            bill.unused.append(f"{price.source}: {what}")
+
+
+def find_used(bill: Bill) -> set[tuple[str, ...]]:
+    """Return what there is usage of: profile, dimension, organization id and profile type.
+
+    As in the price book, a blank organization id or profile type stands for all of them.
+    """
+    usage = [line for line in bill.lines if line.charge == USAGE]
+    columns = attrgetter("profile", "dimension", "organization_id", "profile_type")
+    used: set[tuple[str, ...]] = set()
+    for profile, dimension, organization_id, profile_type in group_lines(usage, columns):
+        for whose in (organization_id, ""):
+            used.add((profile, dimension, whose, profile_type))
+            used.add((profile, dimension, whose, ""))
+    return used
 
 
 # Files
@@ -1719,7 +1669,7 @@ def format_text(text: str) -> str:
     return text
 
 
-def format_row(values: Iterable[Any], zone: tzinfo = timezone.utc) -> str:
+def format_row(values: Iterable[Any], zone: tzinfo = UTC) -> str:
     """Return a row of CSV: numbers and times as they are, texts made safe."""
     cells = []
     for value in values:
@@ -1809,44 +1759,44 @@ def describe_lines(name: str, lines: Sequence[Line], width: int) -> str:
     instances = {line.instance_id for line in lines if line.charge == USAGE}
     hours = [line.usage_hours or 0 for line in lines if line.dimension == INSTANCE]
     amounts = [line.billing_amount for line in lines if line.billing_amount is not None]
-    amount = ""
-    if amounts:
-        amount = f"{sum(amounts):,f}"
+    amount = f"{sum(amounts):,f}" if amounts else ""
     total_hours = sum(hours, Decimal("0.00"))
     return f"{name:{width}} {len(instances):9} {total_hours:14,f} {amount:>18}".rstrip()
 
 
-def make_table(
-    bill: Bill, heading: str, key: Callable[[Line], Any], name: Callable[[Line], str]
-) -> list[str]:
-    """Return a table with a row for each group of lines, and their total."""
-    groups = group_lines(bill.lines, key)
-    names = [name(lines[0]) for lines in groups.values()]
-    width = max(map(len, [heading, *names]))
+def make_table(bill: Bill, heading: str, group: Callable[[Line], tuple[str, str]]) -> list[str]:
+    """Return a table with a row for each group of lines, and their total.
+
+    A group is what tells it from others, and its name; the names of two groups may be the same.
+    """
+    groups = group_lines(bill.lines, group)
+    width = max(len(name) for name in [heading, *(name for _, name in groups)])
     amount = f"Amount ({bill.settings.currency})"
     rows = [f"{heading:{width}} Instances {'Hours':>14} {amount:>18}"]
-    for shown, lines in zip(names, groups.values()):
-        rows.append(describe_lines(shown, lines, width))
+    for (_, name), lines in groups.items():
+        rows.append(describe_lines(name, lines, width))
     rows.append(describe_lines("Total", bill.lines, width))
     return rows
 
 
-def name_profile(line: Line) -> str:
-    """Return what people read of the profile of a line."""
+def group_profile(line: Line) -> tuple[str, str]:
+    """Return the group of lines of a profile, or of a fee or minimum."""
     if line.charge == USAGE:
-        return line.profile
-    return f"{line.profile} ({line.charge})"
+        return line.charge, line.profile
+    return line.charge, f"{line.profile} ({line.charge})"
 
 
 def summarize(bill: Bill) -> list[str]:
     """Return the summary: what is billed, and what an auditor asks for."""
-    settings, price_file = bill.settings, bill.price_file
+    settings, price_file = bill.settings, bill.book.file
     start = format_time(settings.period.start, settings.timezone)
     end = format_time(settings.period.end, settings.timezone)
     lines = [f"Period: {start} to {end} (end excluded)", ""]
-    lines += make_table(bill, "Organization", attrgetter("organization_id"), name_organization)
+    lines += make_table(
+        bill, "Organization", lambda line: (line.organization_id, name_organization(line))
+    )
     lines.append("")
-    lines += make_table(bill, "Profile", attrgetter("charge", "profile"), name_profile)
+    lines += make_table(bill, "Profile", group_profile)
     lines.append("")
     with_usage = {line.organization_id for line in bill.lines if line.charge == USAGE}
     every = len(bill.organizations)
@@ -1866,7 +1816,6 @@ class Screen:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.quiet = False
-        self.verbose = False
         names = ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY")
         keys = [environ.get(name, "").strip() for name in names]
         keys = [key for key in keys if len(key) >= MIN_KEY_LENGTH]
@@ -1888,40 +1837,29 @@ class Screen:
         words = text[:enough].split()
         return self.redact(" ".join(words))[:most]
 
-    def summary(self, lines: Iterable[str]) -> None:
+    def say(self, lines: Iterable[str]) -> None:
         """Print lines on stdout."""
         if not self.quiet:
-            self._write(sys.stdout, lines)
+            self._print(sys.stdout, [self.redact(line) for line in lines])
 
-    def warn(self, warnings: Iterable[str]) -> None:
-        """Print warnings."""
-        self._write(sys.stderr, [f"ncp_metrics: warning: {warning}" for warning in warnings])
-
-    def error(self, errors: Iterable[str]) -> None:
-        """Print errors, which may quote a server at length."""
-        lines = [f"ncp_metrics: error: {self.beginning(error, MAX_ERROR)}" for error in errors]
-        self._write(sys.stderr, lines)
-
-    def note(self, text: str) -> None:
-        """Print what --verbose shows; also called by the threads of the client."""
-        if self.verbose:
-            self._write(sys.stderr, [f"ncp_metrics: {text}"])
+    def report(self, about: str, texts: Iterable[str]) -> None:
+        """Print warnings, errors or requests on stderr; an error may quote a server at length."""
+        shown = [self.beginning(text, MAX_MESSAGE) for text in texts]
+        self._print(sys.stderr, [f"ncp_metrics: {about}: {text}" for text in shown])
 
     def progress(self, text: str) -> None:
         """Rewrite the progress line, on a terminal only."""
-        if self.quiet or not sys.stderr or not sys.stderr.isatty():
-            return
-        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        self._print(sys.stderr, f"\r\x1b[K{self.beginning(text, width - 1)}")
+        if not self.quiet and sys.stderr and sys.stderr.isatty():
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            self._write(sys.stderr, f"\r\x1b[K{self.beginning(text, width - 1)}")
 
-    def _write(self, stream: TextIO | None, lines: Iterable[str]) -> None:
+    def _print(self, stream: TextIO | None, lines: Iterable[str]) -> None:
         self.progress("")
-        text = "".join(f"{self.redact(line)}\n" for line in lines)
         if stream:
-            self._print(stream, text)
+            self._write(stream, "".join(f"{line}\n" for line in lines))
 
-    def _print(self, stream: TextIO, text: str) -> None:
-        """Print, whether or not anybody reads it: what was written to disk stands either way."""
+    def _write(self, stream: TextIO, text: str) -> None:
+        """Write, whether or not anybody reads it: what was written to disk stands either way."""
         try:
             stream.write(text)
             stream.flush()
@@ -1956,7 +1894,7 @@ def read_bill(settings: Settings, price_file: PriceFile, client: Client) -> Bill
     [listed] = read_lists(client, [Listing(WHOLE_PARTNER, "", period)]).values()
     if not listed:
         raise Failure("no organizations are listed: is PARTNER_API_KEY the right key?")
-    book = PriceBook(price_file.prices, period, Directory(listed))
+    book = PriceBook(price_file, period, Directory(listed))
     organizations = choose_organizations(settings.org, listed)
     usage = read_lists(client, list_usage(organizations, period))
     unlisted: list[Organization] = []
@@ -1965,14 +1903,20 @@ def read_bill(settings: Settings, price_file: PriceFile, client: Client) -> Bill
     elif not settings.reconcile:
         reconciled = "Not reconciled"
     else:
-        unlisted = reconcile(client, usage, period)
-        organizations = organizations + unlisted
-        book = PriceBook(price_file.prices, period, Directory(organizations))
+        for whole in list_usage([WHOLE_PARTNER], period):
+            unlisted += reconcile(client, usage, whole)
+        organizations = organizations + sorted(unlisted)
+        book = PriceBook(price_file, period, Directory(organizations))
         records = sum(len(records) for records in usage.values())
         reconciled = f"Reconciled with the partner-wide usage: {records} records"
     split_usage(client, usage, book)
-    doubts = [f"{each} is not listed but has usage: it is billed" for each in unlisted]
-    bill = Bill(settings, price_file, book, organizations, reconciled, [], [], doubts)
+    bill = Bill(settings, book, organizations, reconciled, [], [], [], [])
+    if not settings.org:
+        bill.unbilled.extend(book.unknown)
+    for organization in unlisted:
+        bill.doubts.append(f"{organization} is not listed but has usage: it is billed")
+    if settings.provisional:
+        bill.doubts.append("the bill is provisional: usage of this month may still arrive")
     for organization in organizations:
         bill_organization(bill, organization, usage)
     return bill
@@ -1982,29 +1926,30 @@ def run(
     argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime, screen: Screen
 ) -> int:
     """Make a bill; return the exit status; raises Failure."""
-    settings = read_settings(argv, environ, now, screen.redact)
+    settings = read_settings(argv, environ, now, screen)
     screen.quiet = settings.quiet
-    screen.verbose = settings.verbose
     price_file = read_price_file(settings)
     dimensions = {price.dimension for price in price_file.prices} - {INSTANCE}
-    with closing(Client(settings, dimensions, screen)) as client:
+    client = Client(settings, dimensions, screen)
+    with client.pool:  # no thread begins another request after it
         bill = read_bill(settings, price_file, client)
-    unbilled = warn_of_unbilled(bill)
-    screen.warn(warn_of_doubts(bill) + unbilled)
+    check_usage(bill)
+    check_prices(bill)
+    screen.report("warning", bill.doubts + bill.unbilled)
     summary = summarize(bill)
     if settings.check:
-        summary += [f"Nobody used: {price}" for price in list_unused(bill)]
+        summary += [f"Nobody used: {price}" for price in bill.unused]
         summary.append("Checked only: no file was written")
     else:
         summary += [f"File: {path}" for path in write_files(bill, now)]
-    screen.summary(summary)
-    return 3 if unbilled else 0
+    screen.say(summary)
+    return 3 if bill.unbilled else 0
 
 
 def main(
     argv: Sequence[str] | None = None,
     environ: Mapping[str, str] = os.environ,
-    clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> int:
     """Run the command; return its exit status, or raise SystemExit as argparse does."""
     screen = Screen(environ)
@@ -2013,13 +1958,13 @@ def main(
             handle_signals(stop)
             gc.set_threshold(100_000)  # records hold no cycles: seldom look for them
             with decimal.localcontext(EXACT):  # of this thread, which does all sums of money
-                return run(argv, environ, clock().astimezone(timezone.utc), screen)
+                return run(argv, environ, clock().astimezone(UTC), screen)
         except Failure as failure:
-            screen.error(failure.args)
+            screen.report("error", failure.args)
             return failure.status
     except Stopped as stopped:
         number = stopped.args[0]
-        screen.error([f"stopped by {number.name}: no file was written"])
+        screen.report("error", [f"stopped by {number.name}: no file was written"])
         return int(128 + number)
     finally:
         for number in SIGNALS:  # Python would give each its default action back
