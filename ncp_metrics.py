@@ -186,7 +186,8 @@ def parse_url(text: str) -> str:
     wrong = ArgumentTypeError("is not host, host:port or https://host (http:// for loopback only)")
     try:
         url = urllib3.util.parse_url(text)
-    except urllib3.exceptions.LocationParseError:
+        (url.host or "").encode("idna")  # refuses what no look-up would accept
+    except (urllib3.exceptions.LocationParseError, UnicodeError):
         raise wrong from None
     console = f"{url.scheme}://{url.netloc}"
     # Whatever else a URL may have, such as a path or a password, makes a difference here.
@@ -251,11 +252,11 @@ optional variables without a flag:
   WORKERS                requests in flight, 1 to 32 (default: 8)
 
 exit status:
-  0              files written, everything priced
-  1              failed (network, API, disk): no file written
-  2              settings, flags or price book wrong: no file written
-  3              files written, but something may not be billed: see the warnings
-  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM: no file written
+  0             files written, everything priced
+  1             failed (network, API, disk): no file written
+  2             settings, flags or price book wrong: no file written
+  3             files written, but something may not be billed: see the warnings
+  129, 130, 143 stopped by SIGHUP, SIGINT, SIGTERM: no file written
 """
 
 
@@ -280,7 +281,8 @@ def make_parser(variables: Mapping[str, str], screen: Screen) -> argparse.Argume
 
     def add_setting(flag: str, variable: str, default: str, parse: Any, text: str) -> None:
         value = variables.get(variable, default)
-        about = f"{text} ({variable}; default: {default})"
+        shown = default.replace("%", "%%")  # argparse would expand it
+        about = f"{text} ({variable}; default: {shown})"
         add(flag, type=parse, default=value, help=about)
 
     month = "a calendar month: 2026-06 or last (BILLING_MONTH; default: none)"

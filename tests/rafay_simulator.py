@@ -68,11 +68,11 @@ class Instance:
         microseconds = Decimal((end - start) // timedelta(microseconds=1))
         hours = microseconds * self.duty / 3_600_000_000
         labels = [
-            {"name": name, **metered_hours(hours), "is_label": True, "label_value": value}
+            {**parameter(name, hours, is_label=True), "label_value": value}
             for name, value in self.labels.items()
         ]
         quantities = [
-            {"name": name, **metered_hours(quantity * hours), "is_label": False}
+            parameter(name, quantity * hours, is_label=False)
             for name, quantity in self.quantities.items()
         ]
         return {
@@ -163,6 +163,12 @@ def metered_hours(hours: Decimal) -> Record:
     return {"usage": f"{usage:f}h", "raw_usage": round(float(hours), 6)}
 
 
+def parameter(name: str, hours: Decimal, *, is_label: bool) -> Record:
+    """Write a parameter with its fields in the order that Rafay recorded."""
+    usage, raw_usage = metered_hours(hours).values()
+    return {"name": name, "usage": usage, "is_label": is_label, "raw_usage": raw_usage}
+
+
 def made_up_id(*names: str) -> uuid.UUID:
     """Make an identifier that is the same in every run."""
     return uuid.uuid5(uuid.NAMESPACE_URL, "/".join(names))
@@ -181,7 +187,10 @@ SMALL_ORGANIZATIONS = {
     "Fabrikam, Inc.": ("2mv8tzk", "CRM-2077"),
     "Électricité Øst": ("e5r1l0c", ""),
     "Contoso Health": ("8bq6y2s", ""),  # deactivated, its usage still to be billed
-    "Tailspin Vision": ("t6j5g0v", ""),  # its parameters are all numeric labels
+    "Tailspin Vision": (
+        "t6j5g0v",
+        "",
+    ),  # its parameters are all labels, as in Rafay's recorded answer
 }
 SMALL_PROFILES = {
     "gpu-h100-x1": {"GPU": "1", "GPU Model": "H100"},
@@ -192,7 +201,13 @@ SMALL_PROFILES = {
     "inference-llm-small": {"GPU": "1", "GPU Model": "L40S"},
     "notebook-jupyter": {"GPU": "1", "GPU Model": "A100"},
     "notebook-cpu-free": {},
-    "vm-gpu-l40s": {"CPU": "24", "Disk": "150", "GPU": "1", "Memory": "256"},
+    "vm-gpu-l40s": {  # the five labels that Rafay recorded
+        "CPU": "24",
+        "Disk": "150",
+        "ServiceID": "019c510c-0000-707d-aef7-000000000001",
+        "GPU": "1",
+        "Memory": "256",
+    },
 }
 # Organization, project, profile, instance, duty, and gigabytes, if they are metered.
 SMALL_COMPUTE = [

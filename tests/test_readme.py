@@ -27,9 +27,11 @@ def table(heading: str) -> list[tuple[str, ...]]:
 
 def test_settings_are_those_of_help(run: Run) -> None:
     text = run("--help").stdout
-    listed = re.findall(r"^  ([A-Z_]+)\b[^()]*\((?:default: )?(.*)\)$", text, re.MULTILINE)
-    assert listed == [(variable, default) for variable, _, default, _ in table("Settings")]
-    assert [row for row in table("Settings") if row[1] not in text] == []
+    rows = table("Settings")
+    assert [row for row in rows if row[0] not in text or row[1] not in text] == []
+    shown = "".join(text.split()).replace(f"{ROOT}/pricing.csv", "pricing.csvbesidethescript")
+    defaults = dict(re.findall(r"\(([A-Z_]+)(?:=0)?;default:(.*?)\)", shown))
+    assert defaults == {row[0]: row[2].replace(" ", "") for row in rows if row[1]}
 
 
 def test_flags_of_help_are_in_the_readme(run: Run) -> None:
@@ -39,7 +41,7 @@ def test_flags_of_help_are_in_the_readme(run: Run) -> None:
 
 def test_exit_statuses_are_those_of_help_and_of_runs(run: Run) -> None:
     text = re.sub(r"\n {10,}", " ", run("--help").stdout)
-    listed = re.findall(r"^  ([0-9, ]*[0-9]) +(.*)$", text, re.MULTILINE)
+    listed = re.findall(r"^ +([0-9, ]*[0-9]) +(.*)$", text, re.MULTILINE)
     assert table("From cron") == listed
     runs: list[Any] = [{}, answered(status=404), {"DAYS": "0"}, MESSAGES["has no price"]]
     assert [row[0] for row in listed[:4]] == [str(run(**more).status) for more in runs]
@@ -102,21 +104,17 @@ def metered(*changes: dict[str, Any]) -> dict[str, Any]:
 NOT_OURS = {"TLS failed"}  # provoked in test_api
 TWINS = Partner([{"id": "1", "name": "A"}, {"id": "2", "name": "A"}], fixed())
 MESSAGES: dict[str, Any] = {
-    "RAFAY_CONSOLE_URL: not set": {"RAFAY_CONSOLE_URL": ""},
-    "and RAFAY_DEFAULT_API_KEY": {"RAFAY_DEFAULT_API_KEY": "wrong"},
-    "and PARTNER_API_KEY": {"PARTNER_API_KEY": "wrong"},
+    "not set: RAFAY_CONSOLE_URL": {"RAFAY_CONSOLE_URL": ""},
+    "and RAFAY_DEFAULT_API_KEY": {"RAFAY_DEFAULT_API_KEY": "another-key"},
+    "and PARTNER_API_KEY": {"PARTNER_API_KEY": "another-key"},
     "Connection refused": {"RAFAY_CONSOLE_URL": "http://127.0.0.1:9"},
     **{f"HTTP {n}": answered(status=n) for n in (401, 403, 404, 429, 503)},
     "check the network": answered(action="reset"),
     "redirects to another host": answered(status=302, headers={"Location": "http://a.invalid/"}),
     "no answer within": {**answered(action="stall"), "constants": {"READ_SECONDS": 0.02}},
-    "no answer to any request": {
-        **answered(action="stall"),
-        "constants": {"SILENCE_SECONDS": 0.1, "ATTEMPTS": 1},
-    },
-    "ignored the organization filter": {"behaviour": Behaviour(honour_filter=False)},
-    "the API ignores offset": {"behaviour": Behaviour(honour_offset=False, count="page")},
-    "the answer is not JSON": answered(body=b"<html>"),
+    "the API ignored the filter": {"behaviour": Behaviour(honour_filter=False)},
+    "the API ignores offset": {"behaviour": Behaviour(honour_offset=False, max_limit=2)},
+    "the answer is not a JSON object": answered(body=b"<html>"),
     "is it another API": answered(body=b"{}"),
     "is not a number of rows": answered(edit=lambda answer: {**answer, "count": "9"}),
     "counted rows were listed": answered(ORGANIZATIONS, edit=lambda answer: {**answer, "count": 9}),
@@ -125,12 +123,23 @@ MESSAGES: dict[str, Any] = {
         lambda request: "instance_organization_id" in request.query,
         edit=lambda answer: {**answer, "instance_usage_data": [], "count": 0},
     ),
+    "is on no page of it": answered(
+        lambda request: request.query["limit"] == "1",
+        edit=lambda answer: {**answer, "instance_usage_data": [usage("o2", "late", "gpu", "1h")]},
+    ),
+    "listed in the whole period only": {
+        **answered(
+            lambda request: "06-15" in str(request.query.values()),
+            edit=lambda answer: {**answer, "instance_usage_data": [], "count": 0},
+        ),
+        "prices": "profile,effective_from,hourly_rate\ngpu,,1\ngpu,2026-06-15,2\n",
+    },
     "is not listed but has usage": metered({"instance_organization_id": "o9"}),
     "is not hours": metered({"usage": "20.59"}),
-    "negative or absurd hours": metered({"usage": "99999999.00h"}),
+    "is negative or absurd": metered({"usage": "99999999.00h"}),
     "is missing": metered({"instance_id": None}),
     "is not text": metered({"instance_name": 7}),
-    "more hours than the period has": metered({"usage": "720.02h"}),
+    "has more hours than its period": metered({"usage": "720.02h"}),
     "already has this price": {"prices": f"{PRICES}gpu,1\n"},
     "is not listed": {"prices": "profile,organization,hourly_rate\ngpu,nobody,1\n"},
     "nothing to bill": {"prices": "profile,dimension,hourly_rate\ngpu,CPU,1\n"},
@@ -139,8 +148,14 @@ MESSAGES: dict[str, Any] = {
         "flags": "--days=7",
     },
     "has no price": {"prices": "profile,hourly_rate\n"},
-    "is empty or ends after now": {"flags": "--from=2026-06-01 --to=2026-07-02"},
-    "give one period": {"flags": "--month=last --days=3"},
+    "billed in full, as nothing was used": {
+        "prices": "profile,organization,monthly_minimum\ngpux,Empty,1\n",
+        "flags": "--month=last",
+    },
+    "is after now": {"flags": "--from=2026-06-01 --to=2026-07-02"},
+    "the period is empty": {"flags": "--from=2026-06-01 --to=2026-06-01"},
+    "is blank": {"flags": "--org="},
+    "not allowed with argument": {"flags": "--month=last --days=3"},
     "2026-06-01T00:00+02:00": {"flags": "--from=2026-03-29T02:30 --to=2026-06-01 --timezone=CET"},
     "the bill is provisional": {"flags": "--month=2026-07", "now": "2026-07-02T00:00:00Z"},
     "is not listed; did you mean": {"flags": "--org=nortwind"},

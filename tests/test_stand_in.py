@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from decimal import Decimal
 from typing import Any
 
@@ -48,12 +49,28 @@ def test_usage_by_profile_is_the_total_of_its_instances(stand_in: Simulator) -> 
     assert {each["profile_name"]: Decimal(each["usage"][:-1]) for each in profiles} == totals
 
 
-def test_one_tenant_has_numeric_labels_only(stand_in: Simulator) -> None:
+def test_one_tenant_has_the_five_labels_that_rafay_recorded(stand_in: Simulator) -> None:
     first, second = get(stand_in, f"{COMPUTE}&offset=30&limit=2")["instance_usage_data"]
     assert (first["usage"], second["usage"]) == ("468.00h", "720.00h")
-    labels = [("CPU", "24"), ("Disk", "150"), ("GPU", "1"), ("Memory", "256")]
-    hours = {"usage": "468.00h", "raw_usage": 468.0, "is_label": True}
-    assert first["parameters"] == [{"name": n, **hours, "label_value": v} for n, v in labels]
+    labels = first["parameters"]
+    assert list(labels[0]) == ["name", "usage", "is_label", "raw_usage", "label_value"]
+    values = {label.pop("name"): label.pop("label_value") for label in labels}
+    assert uuid.UUID(values.pop("ServiceID"))
+    assert values == {"CPU": "24", "Disk": "150", "GPU": "1", "Memory": "256"}
+    assert labels == [{"usage": "468.00h", "is_label": True, "raw_usage": 468.0}] * 5
+
+
+def test_a_quantity_has_the_fields_of_a_label_but_its_value(stand_in: Simulator) -> None:
+    [first] = get(stand_in, f"{COMPUTE}&limit=1")["instance_usage_data"]
+    quantity = first["parameters"][-1]
+    assert list(quantity) == ["name", "usage", "is_label", "raw_usage"]
+    assert list(quantity.values()) == ["storage_size", "2880000.00h", False, 2880000.0]
+
+
+@pytest.mark.parametrize(("honoured", "first"), [(True, "train-22"), (False, "sim-cluster")])
+def test_an_offset_can_be_ignored(stand_in: Simulator, honoured: bool, first: str) -> None:
+    answer = get(stand_in, f"{COMPUTE}&offset=28", Behaviour(honour_offset=honoured))
+    assert answer["instance_usage_data"][0]["instance_name"] == first
 
 
 def test_a_capped_count_hides_no_record(stand_in: Simulator) -> None:
