@@ -24,7 +24,6 @@ import gc
 import hashlib
 import io
 import json
-import math
 import multiprocessing.pool
 import os
 import re
@@ -81,6 +80,7 @@ STEP_SECONDS = 0.5  # the longest wait in one go: a signal just before it is han
 SETTLING = timedelta(hours=1)  # Rafay: usage is aggregated within about an hour
 MIN_KEY_LENGTH = 8  # characters; replacing a shorter text would spoil every message
 MAX_MESSAGE = 1000  # characters
+MAX_QUOTE = 10_000  # characters of a server's text that are looked at
 MAX_HINTS = 5  # nearest names, which are slow to find
 
 HUNDREDTH = Decimal("0.01")  # of an hour: the scale of Rafay's `usage`
@@ -169,7 +169,7 @@ def parse_text(text: str) -> str:
     """Return a text that is not blank: an unset variable in a flag is a mistake."""
     if not text.strip():
         raise ArgumentTypeError("is blank")
-    return text
+    return text.strip()
 
 
 def parse_key(text: str) -> str:
@@ -1259,13 +1259,9 @@ class Pages:
     def next_asks(self) -> list[Ask]:
         """Return the pages to ask for together: all that are counted, or else the next."""
         received = len(self.rows)
-        number = 1
-        if self.counted > received:
-            number = math.ceil((self.counted - received) / self.first_size)
-        asks = []
-        for page in range(min(number, PAGES_TOGETHER)):
-            asks.append(Ask(self.listing, received + page * self.first_size, self.limit))
-        return asks
+        end = max(self.counted, received + 1)
+        offsets = range(received, end, self.first_size or 1)
+        return [Ask(self.listing, offset, self.limit) for offset in offsets[:PAGES_TOGETHER]]
 
     def add(self, page: Page) -> None:
         """Add the page that comes next."""
@@ -1354,7 +1350,7 @@ def reconcile(client: Client, usage: Usage, whole: Listing) -> list[Organization
     if differing:
         hint = "differs from the partner-wide usage: run it again later, or with --no-reconcile"
         raise Failure(*(f"{each}: {shorten(differing[each])}: {hint}" for each in differing))
-    if beyond.rows[0].subject not in {record.subject for record in records}:
+    if beyond.rows[0].identity not in {record.identity for record in records}:
         raise Failure(f"{whole}: {beyond.rows[0]} is on no page of it: run it again later")
     return unlisted
 
@@ -1835,9 +1831,11 @@ class Screen:
 
     def beginning(self, text: str, most: int) -> str:
         """Return the beginning of a text, redacted before it is cut: no part of a key is left."""
-        enough = most * (self.longest_key + 1)
-        words = text[:enough].split()
-        return self.redact(" ".join(words))[:most]
+        shown = self.keys.sub("***", text[:MAX_QUOTE])
+        if len(text) > MAX_QUOTE:
+            # A key that was cut is not found: leave out as much as one is long.
+            shown = shown[: len(shown) - self.longest_key]
+        return self.redact(" ".join(shown.split()))[:most]
 
     def say(self, lines: Iterable[str]) -> None:
         """Print lines on stdout."""

@@ -11,7 +11,7 @@ from termios import TIOCSWINSZ
 from typing import Any
 
 import pytest
-from conftest import Prepare, Run, command, environment
+from conftest import Prepare, Run, cases, command, environment
 from example import SMALL, usage
 from rafay_simulator import Fault, Partner, always, first, fixed, organization, path_has
 
@@ -44,14 +44,14 @@ def metered(*parameters: Any, hours: str = "10h", name: str = "i", **more: Any) 
         (
             "gpu,,,,,1\ngpu,CPU,,,,1",
             [metered(GPU)],
-            ["line 3: nothing to bill: CPU of gpu: 0 of 1 records"],
+            ["line 3: nothing to bill: no record of gpu has CPU"],
         ),
         ("gpu,,,,,1\ngpu,CPU,,2026-07-01,,1\nother,CPU,,,,1", [metered(GPU)], []),
         ("gpu,,,,,1\ngpu,GPU,,,,1", [metered(GPU), metered(name="j")], []),
         (
             "gpu,,,,,1\ngpu,disk,,2026-06-11,,1",
             [metered(DISK)],
-            ["disk of gpu has no price: 1200.00 hours are not billed"],
+            ["disk of gpu has no price: 1200.00 hours of A (o1) are not billed"],
         ),
     ],
 )
@@ -65,23 +65,32 @@ def test_what_is_unbilled_is_a_warning_and_status_3(
     assert (result.status, len(result.files)) == (3 if warnings else 0, 2)
 
 
-def test_the_summary_counts_parameters_that_only_some_records_have(run: Run) -> None:
+def test_the_summary_counts_instances_and_hours_once_and_adds_all_amounts(run: Run) -> None:
     both = partner(metered(GPU), metered(name="j"))
     result = run(prices=f"{BOOK}gpu,,,,,1\ngpu,GPU,,,,1\n", partner=both)
-    assert "\nGPU of gpu: 1 of 2 records\n" in result.stdout
     header, first_line, *_ = (line.split() for line in result.stdout.split("\n")[2:])
     assert header == "Organization Instances Hours Amount (USD)".split()
     assert first_line == ["A", "(o1)", "2", "20.00", "40.00"]
 
 
-@pytest.mark.parametrize(
-    ("hours", "status"), [(["400h", "320.02h"], 0), (["400h", "320.03h"], 1), (["720.01h"], 0)]
-)
-def test_more_hours_than_the_period_are_a_warning(run: Run, hours: list[str], status: int) -> None:
-    records = [metered(hours=each, profile_id=str(n)) for n, each in enumerate(hours)]
-    result = run(prices=f"{BOOK}gpu,,,,,1\n", partner=partner(*records))
-    assert (result.status, len(result.warnings)) == (0, status)
-    assert all("more hours than the period has: 1: id-i" in each for each in result.warnings)
+LONG_LABEL = {**GPU, "usage": "720.02h"}
+OVERLONG = {
+    "rounding": ("", [metered(hours="720.01h")], 0),
+    "more": ("", [metered(hours="720.02h")], 1),
+    "two records": ("", [metered(hours="400h", profile_id=each) for each in "12"], 0),
+    "a billed label": ("gpu,GPU,,,,1\n", [metered(LONG_LABEL)], 1),
+    "a label that is not billed": ("", [metered(LONG_LABEL)], 0),
+    "a quantity": ("gpu,disk,,,,1\n", [metered(DISK)], 0),
+}
+
+
+@cases("prices, records, number", OVERLONG)
+def test_more_hours_in_a_record_than_its_period_has_are_a_warning(
+    run: Run, prices: str, records: list[Any], number: int
+) -> None:
+    result = run(prices=f"{BOOK}gpu,,,,,1\n{prices}", partner=partner(*records))
+    assert (result.status, len(result.warnings)) == (0, number)
+    assert all("id-i" in each and "more hours" in each for each in result.warnings)
 
 
 def test_cells_are_one_line_and_no_formulas_and_hours_are_exact(run: Run) -> None:
@@ -93,24 +102,14 @@ def test_cells_are_one_line_and_no_formulas_and_hours_are_exact(run: Run) -> Non
 
 
 KEY = "ab/cdef-12\\3"
-PERCENT = ("%", "%25")
-JSON = "".join(f"\\u{ord(char):04x}" for char in KEY)
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        KEY,
-        JSON,
-        KEY.replace("/", "\\/"),
-        *("".join(f"{p}{ord(c):02X}" for c in KEY) for p in PERCENT),
-    ],
-)
+@pytest.mark.parametrize("said", [KEY, KEY.upper()])
 def test_a_key_is_never_shown_in_part(run: Run, said: str) -> None:
     answer = Fault("answer", status=404, body=f"{said} ".encode() * 40)
     result = run(RAFAY_DEFAULT_API_KEY=KEY, fault=always(answer, path_has("usage")))
     assert (result.status, "***" in result.stderr) == (1, True)
-    assert [part for part in ("cdef", "0063", "%63", "12") if part in result.stderr] == []
+    assert [part for part in ("cdef", "12") if part in result.stderr.lower()] == []
 
 
 @pytest.mark.parametrize("password", ["s3cr/et9x", "s3cr#et9x", "s3cr@et9x", "s3cr?et9x"])
@@ -131,7 +130,7 @@ def test_progress_stays_on_one_line_of_a_narrow_terminal(prepare: Prepare) -> No
     ioctl(follower, TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
     busy = first(2, Fault("answer", status=503, body=b"overloaded " * 9), path_has("usage"))
     environ = environment(prepare(SMALL, fault=busy))
-    slow = command("--check", constants={"BACKOFF_SECONDS": 1.5})
+    slow = command("--check", constants={"BACKOFF_SECONDS": 1.5, "RETRY_AFTER_SECONDS": 1.5})
     with Popen(slow, env=environ, stderr=follower, stdout=PIPE) as process:
         os.close(follower)
         assert process.wait(50) == 0

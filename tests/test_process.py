@@ -100,7 +100,7 @@ def test_signals_just_before_the_wait_for_an_answer_end_the_run_with_one_error(
     monkeypatch.setattr(sys, "unraisablehook", ignored.append)
     # Raised in another thread, they set Python's flag, but interrupt no wait of the main thread.
     plan = stall_once(lambda: list(map(signal.raise_signal, numbers)))
-    result = run(WORKERS="1", fault=plan, constants={"SILENCE_SECONDS": 900, "READ_SECONDS": 900})
+    result = run(WORKERS="1", fault=plan, constants={"READ_SECONDS": 900})
     assert result.status in [128 + number for number in numbers]
     assert (len(result.stderr.splitlines()), len(result.errors), ignored) == (1, 1, [])
 
@@ -124,7 +124,10 @@ def test_a_signal_at_any_moment_leaves_both_files_or_none(
         assert outcome in [(0, [*whole.files.values()]), (128 + number, [])], stderr
 
 
-def test_a_signal_ends_a_summary_that_nobody_reads(start: Start, directory: Path) -> None:
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_neither_ends_nor_cuts_a_summary_that_waits_to_be_read(
+    start: Start, directory: Path, number: Any
+) -> None:
     organizations = [{"id": f"o{n}", "name": f"{n:060}"} for n in range(80)]
     records = fixed(compute=[usage(each["id"], each["id"], "gpu", "1h") for each in organizations])
     reader, writer = os.pipe()
@@ -132,9 +135,11 @@ def test_a_signal_ends_a_summary_that_nobody_reads(start: Start, directory: Path
     process = start(partner=Partner(organizations, records), stdout=writer)
     os.close(writer)
     assert select.select([reader], [], [], 30)[0]
-    status, *_ = end(process, signal.SIGTERM)
-    os.close(reader)
-    assert (status, [*contents(directory)]) == (0, [RAW, SORTED])
+    process.send_signal(number)
+    with open(reader, encoding="utf-8") as stdout:
+        summary = stdout.read()
+    assert (end(process)[0], [*contents(directory)]) == (0, [RAW, SORTED])
+    assert str(directory / SORTED) in summary.splitlines()[-1]
 
 
 def test_an_interrupt_during_imports_shows_no_traceback(start: Start, tmp_path: Path) -> None:
@@ -205,13 +210,10 @@ def test_an_output_directory_that_disappears_is_an_error(run: Run, tmp_path: Pat
 
 
 @pytest.mark.parametrize("streams", UNWRITABLE)
-@pytest.mark.parametrize(("flags", "outcome"), [([], (3, [RAW, SORTED])), (["--help"], (0, []))])
-def test_unwritable_streams_change_neither_files_nor_status(
-    run_process: Run, streams: str, flags: list[str], outcome: Any
-) -> None:
+def test_unwritable_streams_change_neither_files_nor_status(run_process: Run, streams: str) -> None:
     wrapper = ["bash", "-c", f'set -o pipefail; "$@" {streams}', "bash"]
-    result = run_process(*flags, wrapper=wrapper, prices="profile,hourly_rate\ngpu,1\n")
-    assert (result.status, [*result.files]) == outcome
+    result = run_process(wrapper=wrapper, prices="profile,hourly_rate\ngpu,1\n")
+    assert (result.status, [*result.files]) == (3, [RAW, SORTED])
     assert len(result.stderr.splitlines()) == len(result.warnings)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run, assert_failed
+from conftest import Result, Run, assert_failed, cases
 from example import FILES, PERIOD, PRICES, RAW, SORTED, text, usage
 from rafay_simulator import Behaviour, Fault, Partner, always, fixed, organization, path_has
 
@@ -142,6 +142,7 @@ def disk(**fields: Any) -> dict[str, Any]:
         ([disk(usage="1.00h", raw_usage=2, label_value="x")], "disk=1.00h", ["1.00"]),
         ([disk(usage=None, raw_usage="#2.345")], "disk=2.35h", ["2.35"]),
         ([disk(is_label=None)], "disk=1.00h", ["1.00"]),
+        ([disk(name="z", is_label=None, label_value="8")], "z=1.00h", []),
         ([disk(usage="7440000000000000h")], "disk=7440000000000000.00h", ["7440000000000000.00"]),
     ],
     ids=str,
@@ -177,10 +178,35 @@ def test_a_priced_label_bills_its_value_times_its_usage(
     assert (result.status, rows[1:]) == (0, [["CPU", hours, amount]])
 
 
+def test_a_label_value_without_is_label_is_an_error_if_it_is_priced(run: Run) -> None:
+    parameters = [{"name": "CPU", "usage": "20.00h", "label_value": "8"}]  # 80.00 or 10.00?
+    result = bill(run, {"parameters": parameters}, prices=CPU_PRICES)
+    assert_failed(result, "vm-1.*CPU.*is_label")
+
+
+@cases(
+    "parameter, warnings",
+    {
+        "too many": (label("CPU", "0", usage="720.02h"), 1),
+        "within rounding": (label("CPU", "0", usage="720.01h"), 0),
+        "large value": (label("CPU", "9", usage="720.00h"), 0),
+        "not priced": (label("GPU", "1", usage="900.00h"), 0),
+        "quantity": ({"name": "CPU", "usage": "900.00h", "is_label": False}, 0),
+    },
+)
+def test_a_billed_label_with_more_hours_than_the_period_is_a_warning(
+    run: Run, parameter: dict[str, Any], warnings: int
+) -> None:
+    prices = CPU_PRICES if parameter["name"] == "CPU" else PRICES
+    result = bill(run, {"parameters": [parameter]}, prices=prices)
+    assert ["id-vm-1" in each for each in result.warnings] == [True] * warnings
+    assert result.status == 0
+
+
 @pytest.mark.parametrize("value", ["A100", "", "-1", "1e3", "1,5", "２", "9" * 22, None])
 def test_a_priced_label_that_is_no_plain_decimal_is_an_error(run: Run, value: Any) -> None:
     parameters = [SERVICE_ID, label("CPU", value, usage="1h")]
-    assert_failed(bill(run, {"parameters": parameters}, prices=CPU_PRICES), "vm-1.*CPU.*label")
+    assert_failed(bill(run, {"parameters": parameters}, prices=CPU_PRICES), "vm-1.*label.*CPU")
 
 
 @pytest.mark.parametrize(
@@ -207,8 +233,8 @@ def test_a_priced_label_that_is_no_plain_decimal_is_an_error(run: Run, value: An
         ({"usage": ..., "raw_usage": "#-0.001"}, "-0.001"),
         ({"usage": ..., "raw_usage": "#1000000.01"}, "1000000.01"),
         ({"usage": ..., "raw_usage": "#1e999999"}, "999999"),
-        ({"usage": ..., "raw_usage": "#9e99999999999999"}, "hours"),
-        *(({"usage": ..., "raw_usage": f"#{each}"}, each) for each in ("NaN", "-Infinity")),
+        ({"usage": ..., "raw_usage": "#9e99999999999999"}, "absurd"),
+        *(({"usage": ..., "raw_usage": f"#{each}"}, "raw_usage") for each in ("NaN", "-Infinity")),
         ({"usage": ..., "raw_usage": "20.59"}, "raw_usage"),
         ({"usage": ..., "raw_usage": True}, "raw_usage"),
         ({"usage": "1h", "raw_usage": "1"}, "raw_usage"),
@@ -230,6 +256,7 @@ def test_a_priced_label_that_is_no_plain_decimal_is_an_error(run: Run, value: An
         ({"parameters": [disk(is_label=1)]}, "is_label"),
         *(({"usage": value, "raw_usage": 7}, "usage") for value in list[Any]((0, False, [], {}))),
         ({"parameters": [disk(is_label="false")]}, "is_label"),
+        ({"parameters": [disk(is_label=None, label_value="8")]}, "no is_label"),
         ({"parameters": [label("GPU", 1)]}, "label_value"),
         ({"parameters": [disk(), disk()]}, "disk"),
     ],
@@ -273,28 +300,82 @@ def test_a_partner_without_usage_has_files_with_only_a_header(run: Run) -> None:
     assert (result.status, result.files) == (0, {RAW: text([]), SORTED: text([])})
 
 
-def figures(rows: list[dict[str, str]]) -> tuple[str, str, str]:
-    """Return instances, hours and amount of rows, as the summary writes them."""
+Row = tuple[str, str, str, str]  # name, instances, hours, amount
+
+
+def add_up(name: str, rows: list[dict[str, str]]) -> Row:
+    """Return what the summary says of rows; no amount where nothing has a price."""
     instances = {row["instance_id"] for row in rows} - {""}
     hours = sum(Decimal(row["usage_hours"]) for row in rows if row["dimension"] == "instance")
-    amount = sum(Decimal(row["billing_amount"] or 0) for row in rows)
-    return str(len(instances)), f"{hours:,.2f}", f"{amount:,.2f}"
+    amounts = [Decimal(row["billing_amount"]) for row in rows if row["billing_amount"]]
+    return name, str(len(instances)), f"{hours:,.2f}", f"{sum(amounts):,.2f}" if amounts else ""
+
+
+def read_tables(result: Result) -> list[list[Row]]:
+    """Return the rows of the two tables of a summary, by organization and by profile."""
+    row = re.compile(r"^(\S.*?) +(\d+) +([\d,]+\.\d\d)(?: +([\d.,]+))?$", re.MULTILINE)
+    _, organizations, profiles, _ = result.stdout.split("\n\n")
+    return [row.findall(table) for table in (organizations, profiles)]
 
 
 @pytest.mark.parametrize("prices", [None, "profile,hourly_rate\ngpu-h100-x1,2.5\n"])
-def test_the_summary_adds_up_the_rows_of_each_organization(run: Run, prices: Any) -> None:
-    result = run(partner=None, prices=prices)
-    groups = {"Total": result.rows}
+def test_the_summary_adds_up_the_rows_of_each_organization_and_profile(
+    run: Run, prices: str | None
+) -> None:
+    result = run("--month=2026-06", partner=None, prices=prices)
+    organizations: dict[str, list[dict[str, str]]] = {}
+    profiles: dict[str, list[dict[str, str]]] = {}
     for row in result.rows:
         name = f"{row['organization']} ({row['organization_id']})"
-        groups.setdefault(name, []).append(row)
-    lines = re.findall(r"^(\S.*?)  +(\d+) .* ([\d.,]+) +([\d.,]+)$", result.stdout, re.M)
-    expected = {name: figures(rows) for name, rows in groups.items()}
-    assert {name: tuple(more) for name, *more in lines} == expected
-    assert re.search(r"without usage\D*1\b", result.stdout)
+        organizations.setdefault(name, []).append(row)
+        charge = "" if row["charge"] == "usage" else f" ({row['charge']})"
+        profiles.setdefault(row["profile"] + charge, []).append(row)
+    for table, groups in zip(read_tables(result), (organizations, profiles)):
+        rows = [add_up(name, group) for name, group in groups.items()]
+        assert table == [*rows, add_up("Total", result.rows)]
+
+
+def test_the_summary_counts_organizations_without_usage(run: Run) -> None:
+    assert re.search(r"without usage\D*1 of 4\b", run().stdout)
+
+
+@cases(
+    "identities",
+    {"one name": [("t1", "Twin"), ("t2", "Twin")], "one text": [("c", "A (b)"), ("b) (c", "A")]},
+)
+def test_organizations_that_look_alike_have_a_row_each(
+    run: Run, identities: list[tuple[str, str]]
+) -> None:
+    records = [usage(id_, id_, "gpu", f"{n}h") for n, (id_, _) in enumerate(identities, start=1)]
+    listed = [organization(*each) for each in identities]
+    [rows, _] = read_tables(run(partner=Partner(listed, fixed(compute=records))))
+    assert [hours for _, _, hours, _ in rows] == ["1.00", "2.00", "3.00"]
+
+
+def test_a_profile_called_total_has_a_row_of_its_own(run: Run) -> None:
+    result = bill(run, {"profile_name": "Total"}, {"instance_id": "b", "usage": "2h"})
+    [_, rows] = read_tables(result)
+    assert rows == [
+        ("Total", "1", "1.00", ""),
+        ("gpu", "1", "2.00", "5.00"),
+        ("Total", "2", "3.00", "5.00"),
+    ]
 
 
 # Answers
+
+UNKNOWN = {"kind": ..., "range_from": ...}  # an answer without these may be of any API
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_empty_answer_with_kind_or_range_from_is_believed(run: Run, name: str) -> None:
+    def edit(answer: dict[str, Any]) -> Any:
+        del answer[name], answer["instance_usage_data"]
+        return answer
+
+    partner = Partner([organization("o1", "Acme")], fixed())
+    result = run(partner=partner, fault=always(Fault(edit=edit), path_has("/usage")))
+    assert (result.status, result.rows) == (0, [])
 
 
 @pytest.mark.parametrize(
@@ -303,8 +384,8 @@ def test_the_summary_adds_up_the_rows_of_each_organization(run: Run, prices: Any
         *(("compute", body, "JSON") for body in (b"[]", b'"usage"', b'{"count": 1')),
         ("compute", b'{"count": -Infinity}', "kind"),
         *(("compute", body, "usage") for body in (b"{}", b'{"message": "maintenance"}')),
-        ("compute", {"instance_usage_data": ..., "kind": ..., "count": 0}, "kind"),
-        ("compute", {"instance_usage_data": [], "range_from": ..., "count": 0}, "range_from"),
+        ("compute", {"instance_usage_data": ..., **UNKNOWN, "count": 0}, "kind"),
+        ("compute", {"instance_usage_data": [], **UNKNOWN, "count": 0}, "range_from"),
         *(("compute", {"instance_usage_data": empty}, "count") for empty in EMPTY),
         *(("compute", {"instance_usage_data": rows}, "_data") for rows in ({"0": 0}, "")),
         *(("compute", {"instance_usage_data": [row]}, "JSON") for row in ("x", None)),
@@ -316,12 +397,13 @@ def test_the_summary_adds_up_the_rows_of_each_organization(run: Run, prices: Any
         ("compute", {"range_to": {"seconds": 7}}, "7"),
         ("organizations", b"[]", "JSON"),
         ("organizations", b"{}", "results"),
-        *(("organizations", {"results": rows}, "results") for rows in (None, {"0": 0})),
+        ("organizations", {"results": None}, "0 of 4 counted"),
+        ("organizations", {"results": {"0": 0}}, "results"),
         *(("organizations", {"results": [row]}, "JSON") for row in ("x", None)),
         *(("organizations", {"results": [{"id": "o1", "name": name}]}, "name") for name in ("", 7)),
         ("organizations", {"results": [{"id": "o1"}]}, "name"),
         ("organizations", {"results": [{"id": " ", "name": "A"}]}, "id"),
-        ("organizations", {"results": [], "count": 0}, "the wrong key"),
+        ("organizations", {"results": [], "count": 0}, "the right key"),
     ],
     ids=str,
 )
