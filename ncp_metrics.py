@@ -1204,12 +1204,11 @@ def decode(response: requests.Response, request: Request) -> JsonObject:
 
 
 def parse_retry_after(header: str) -> float | None:
-    """Return the seconds of a number or date of HTTP; None if it is wrong, or not to come."""
+    """Return the seconds of a number or date of HTTP; None if it is neither."""
     try:
-        seconds: float = urllib3.Retry().parse_retry_after(header)
+        return float(urllib3.Retry().parse_retry_after(header))
     except Exception:  # the library stumbles over wrong ones in several ways
         return None
-    return max(seconds, 0) or None
 
 
 def describe_answer(answer: JsonObject) -> str:

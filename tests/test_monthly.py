@@ -93,6 +93,11 @@ def test_the_worked_example(
             [],
             ["s fee 2.00", "s minimum 4.00"],
         ),
+        "a new price comes where its line is": (
+            "s,Acme,,,,,,1,\nt,Acme,,,,,,2,\ns,Acme,2026-06-01,,,,,3,",
+            [],
+            ["t fee 2.00", "s fee 3.00"],
+        ),
         "ended": ("s,Acme,,2026-06-01,,,,1,\ns,Acme,,2026-05-01,,,,,2", [], []),
         "by name and by id, in the order of the book": (
             "b,Acme,,,,,,1,\na,a1,,,,,,2,",

@@ -197,7 +197,7 @@ def test_a_label_value_without_is_label_is_an_error_if_it_is_priced(run: Run) ->
 def test_a_billed_label_with_more_hours_than_the_period_is_a_warning(
     run: Run, parameter: dict[str, Any], warnings: int
 ) -> None:
-    prices = CPU_PRICES if parameter["name"] == "CPU" else PRICES
+    prices = f"{CPU_PRICES}another,GPU,1\n"
     result = bill(run, {"parameters": [parameter]}, prices=prices)
     assert ["id-vm-1" in each for each in result.warnings] == [True] * warnings
     assert result.status == 0
