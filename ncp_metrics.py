@@ -1464,6 +1464,7 @@ class Bill(NamedTuple):
     organizations: Sequence[Organization]  # all that are billed, also those without usage
     reconciled: str  # what the summary says of it
     lines: list[Line]  # in the order of the raw file
+    overlong: list[str]  # records with more hours than their period
     unbilled: list[str]  # warnings of what may not be billed: they make the exit status 3
     doubts: list[str]  # warnings of what to look at, although what is billed is complete
     unused: list[str]  # hourly prices in force that nobody used
@@ -1479,7 +1480,7 @@ def bill_organization(bill: Bill, organization: Organization, usage: Usage) -> N
             prices = find(use, record.period.start)
             lines += bill_record(record, prices, bill.settings.currency)
             if is_overlong(record, prices):
-                bill.doubts.append(f"{record} of {organization} has more hours than its period")
+                bill.overlong.append(f"{record} of {organization}")
     lines += bill_month(bill, organization, lines)
     bill.lines.extend(lines)
 
@@ -1599,20 +1600,21 @@ def group_lines(lines: Iterable[Line], key: Callable[[Line], Any]) -> dict[Any, 
     return groups
 
 
-def name_organization(line: Line) -> str:
-    """Return what people read of the organization of a line."""
-    return f"{line.organization} ({line.organization_id})"
+def group_organization(line: Line) -> tuple[str, str]:
+    """Return the id of the organization of a line, and what people read of it."""
+    return line.organization_id, f"{line.organization} ({line.organization_id})"
 
 
 def check_usage(bill: Bill) -> None:
-    """Add a warning for each profile and dimension with usage that has no price."""
+    """Add warnings of usage without a price, and of more hours than there can be."""
     unpriced = [line for line in bill.lines if line.usage_hours and line.billing_amount is None]
     for lines in group_lines(unpriced, attrgetter("profile", "dimension")).values():
         what = f"{lines[0].dimension} of {lines[0].profile} has no price"
         hours = sum(line.usage_hours or 0 for line in lines)
-        names = group_lines(lines, name_organization)
-        whose = shorten(names, most=3)
+        whose = shorten([name for _, name in group_lines(lines, group_organization)], most=3)
         bill.unbilled.append(f"{what}: {hours:f} hours of {whose} are not billed")
+    if bill.overlong:
+        bill.doubts.append(f"more hours than the period has: {shorten(bill.overlong)}")
 
 
 def check_prices(bill: Bill) -> None:
@@ -1628,14 +1630,12 @@ def check_prices(bill: Bill) -> None:
             if not bill.settings.whole_month:
                 what = f"{price.charge} {price.profile}: the period is not a calendar month"
                 bill.unbilled.append(f"{price.source}: no {what}")
-        elif (price.profile, price.dimension, *whom) in used:
-            continue
-        elif (price.profile, INSTANCE, *whom) in used:
-            what = f"no record of {price.profile} has {price.dimension}"
-            bill.unbilled.append(f"{price.source}: nothing to bill: {what}")
-        else:
+        elif (price.profile, price.dimension, *whom) not in used:
             what = f"{price.dimension} of {price.profile}, for {whose[price.organization]}"
             bill.unused.append(f"{price.source}: {what}")
+            if (price.profile, INSTANCE, *whom) in used:
+                what = f"no record of {price.profile} has {price.dimension}"
+                bill.unbilled.append(f"{price.source}: nothing to bill: {what}")
 
 
 def find_used(bill: Bill) -> set[tuple[str, ...]]:
@@ -1789,9 +1789,7 @@ def summarize(bill: Bill) -> list[str]:
     start = format_time(settings.period.start, settings.timezone)
     end = format_time(settings.period.end, settings.timezone)
     lines = [f"Period: {start} to {end} (end excluded)", ""]
-    lines += make_table(
-        bill, "Organization", lambda line: (line.organization_id, name_organization(line))
-    )
+    lines += make_table(bill, "Organization", group_organization)
     lines.append("")
     lines += make_table(bill, "Profile", group_profile)
     lines.append("")
@@ -1909,7 +1907,7 @@ def read_bill(settings: Settings, price_file: PriceFile, client: Client) -> Bill
         records = sum(len(records) for records in usage.values())
         reconciled = f"Reconciled with the partner-wide usage: {records} records"
     split_usage(client, usage, book)
-    bill = Bill(settings, book, organizations, reconciled, [], [], [], [])
+    bill = Bill(settings, book, organizations, reconciled, [], [], [], [], [])
     if not settings.org:
         bill.unbilled.extend(book.unknown)
     for organization in unlisted:

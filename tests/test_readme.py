@@ -139,7 +139,7 @@ MESSAGES: dict[str, Any] = {
     "is negative or absurd": metered({"usage": "99999999.00h"}),
     "is missing": metered({"instance_id": None}),
     "is not text": metered({"instance_name": 7}),
-    "has more hours than its period": metered({"usage": "720.02h"}),
+    "more hours than the period has": metered({"usage": "720.02h"}),
     "already has this price": {"prices": f"{PRICES}gpu,1\n"},
     "is not listed": {"prices": "profile,organization,hourly_rate\ngpu,nobody,1\n"},
     "nothing to bill": {"prices": "profile,dimension,hourly_rate\ngpu,CPU,1\n"},

@@ -185,19 +185,19 @@ def test_a_label_value_without_is_label_is_an_error_if_it_is_priced(run: Run) ->
 
 
 @cases(
-    "parameter, warnings",
+    "priced, parameter, warnings",
     {
-        "too many": (label("CPU", "0", usage="720.02h"), 1),
-        "within rounding": (label("CPU", "0", usage="720.01h"), 0),
-        "large value": (label("CPU", "9", usage="720.00h"), 0),
-        "not priced": (label("GPU", "1", usage="900.00h"), 0),
-        "quantity": ({"name": "CPU", "usage": "900.00h", "is_label": False}, 0),
+        "too many": ("gpu", label("CPU", "0", usage="720.02h"), 1),
+        "within rounding": ("gpu", label("CPU", "0", usage="720.01h"), 0),
+        "large value": ("gpu", label("CPU", "9", usage="720.00h"), 0),
+        "not priced": ("another", label("CPU", "1", usage="900.00h"), 0),
+        "quantity": ("gpu", {"name": "CPU", "usage": "900.00h", "is_label": False}, 0),
     },
 )
 def test_a_billed_label_with_more_hours_than_the_period_is_a_warning(
-    run: Run, parameter: dict[str, Any], warnings: int
+    run: Run, priced: str, parameter: dict[str, Any], warnings: int
 ) -> None:
-    prices = f"{CPU_PRICES}another,GPU,1\n"
+    prices = f"profile,dimension,hourly_rate\ngpu,,0\n{priced},CPU,1\n"
     result = bill(run, {"parameters": [parameter]}, prices=prices)
     assert ["id-vm-1" in each for each in result.warnings] == [True] * warnings
     assert result.status == 0
