@@ -28,7 +28,6 @@ import multiprocessing.pool
 import os
 import re
 import shutil
-import socket
 import ssl
 import sys
 import tempfile
@@ -38,7 +37,7 @@ import unicodedata
 import zoneinfo
 from argparse import ArgumentTypeError
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -63,27 +62,25 @@ VERSION = "ncp_metrics 3.0.0"
 
 PROFILE_TYPES = ("compute", "service")
 INSTANCE = "instance"  # the dimension that every instance has: its own hours
-MONTH = "month"  # the dimension of fees and minimums
 ALL_PROFILES = "*"  # the profile of a minimum that counts all of them
 USAGE, FEE, MINIMUM = "usage", "fee", "minimum"  # the charges
 
 PAGE_SIZE = 400  # rows; what Rafay's own API collection asks for
 WHOLE_LIST_SIZE = 10_000  # rows; for a list that contradicted itself
-PAGES_TOGETHER = 100  # of one list
+PAGES_TOGETHER = 100  # of one list, asked for in one round
 MAX_ROWS = 4_000_000  # of one list
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0  # of silence; Rafay's documented call took 2.7 s
 ATTEMPTS = 6
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubled before each later one
 RETRY_AFTER_SECONDS = 30.0  # the longest wait that a server may ask for
-STEP_SECONDS = 0.5  # the longest wait in one go: a signal just before it is handled after it
+STEP_SECONDS = 0.5  # the longest wait in one go: a signal that comes just before it waits as long
 SETTLING = timedelta(hours=1)  # Rafay: usage is aggregated within about an hour
-MIN_KEY_LENGTH = 8  # characters; replacing a shorter text would spoil every message
+MIN_KEY_LENGTH = 8  # characters; redacting a shorter text would garble every message
 MAX_MESSAGE = 1000  # characters
 MAX_QUOTE = 10_000  # characters of a server's text that are looked at
-MAX_HINTS = 5  # nearest names, which are slow to find
+MAX_HINTS = 5  # nearest names: each is slow to find
 
-HUNDREDTH = Decimal("0.01")  # of an hour: the scale of Rafay's `usage`
 MAX_INSTANCE_HOURS = Decimal(10**6)  # of one record; more is a defect
 MAX_QUANTITY_HOURS = Decimal(10**21)  # of one parameter; more is a defect
 DECIMALS = {  # of amounts, where they are not two (ISO 4217)
@@ -93,9 +90,6 @@ DECIMALS = {  # of amounts, where they are not two (ISO 4217)
 EXACT = decimal.Context(prec=1_000_000)  # digits: sums and products are never rounded
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
-PLAIN_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
-LABEL_NUMBER = re.compile(r"[0-9]{1,21}(\.[0-9]+)?")
 HOURS = re.compile(r"[0-9]+(\.[0-9]+)?h")
 DATE_OR_TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
@@ -126,26 +120,80 @@ class Stopped(BaseException):
     """A signal, the argument, ends the run."""
 
 
-def minor_digits(currency: str) -> int:
-    """Return how many decimals the amounts of a currency have."""
-    return DECIMALS.get(currency, 2)
-
-
 def round_half_up(value: Decimal, digits: int) -> Decimal:
     """Round to so many decimals; nothing else rounds hours or money."""
     return value.quantize(Decimal(1).scaleb(-digits), decimal.ROUND_HALF_UP)
+
+
+# Screen
+
+
+class Screen:
+    """What people see: the summary on stdout; progress, warnings and errors on stderr."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.quiet = False
+        keys = []
+        for name in ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY"):
+            key = environ.get(name, "").strip()
+            if len(key) >= MIN_KEY_LENGTH:
+                keys.append(re.escape(key))
+        keys.sort(key=len, reverse=True)  # one may begin with the other
+        self.keys = re.compile("|".join(keys) or "(?!)", re.IGNORECASE)
+        self.longest_key = max(map(len, keys), default=0)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a locale may lack letters
+
+    def redact(self, text: str) -> str:
+        """Return a text without API keys, and without what steers a terminal."""
+        shown = self.keys.sub("***", text)
+        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
+
+    def beginning(self, text: str, most: int) -> str:
+        """Return the beginning of a text, redacted before it is cut: no part of a key is left."""
+        shown = self.keys.sub("***", text[:MAX_QUOTE])
+        if len(text) > MAX_QUOTE:
+            # A key that was cut is not found: leave out as much as one is long.
+            shown = shown[: len(shown) - self.longest_key]
+        return self.redact(" ".join(shown.split()))[:most]
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Print lines on stdout."""
+        self.progress("")
+        if not self.quiet:
+            self._write(sys.stdout, "".join(f"{self.redact(line)}\n" for line in lines))
+
+    def report(self, about: str, texts: Iterable[str]) -> None:
+        """Print warnings, errors or requests on stderr; an error may quote a server at length."""
+        self.progress("")
+        shown = [self.beginning(text, MAX_MESSAGE) for text in texts]
+        self._write(sys.stderr, "".join(f"ncp_metrics: {about}: {text}\n" for text in shown))
+
+    def progress(self, text: str) -> None:
+        """Rewrite the progress line, on a terminal only."""
+        if not self.quiet and sys.stderr and sys.stderr.isatty():
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            self._write(sys.stderr, f"\r\x1b[K{self.beginning(text, width - 1)}")
+
+    def _write(self, stream: TextIO | None, text: str) -> None:
+        """Write, whether or not anybody reads it: what was written to disk stands either way."""
+        if not stream:
+            return
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            # What is left in the buffer must not fail again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # Settings
 
 
 class Settings(argparse.Namespace):
-    """What a run is told by flags and environment, checked."""
+    """What flags and environment say, checked."""
 
-    console_url: str
-    ops_console_url: str
-    default_api_key: str
-    partner_api_key: str
+    # What argparse sets; until read_settings has run, some are None.
     month: str
     days: int
     start: str
@@ -154,15 +202,21 @@ class Settings(argparse.Namespace):
     currency: str
     pricing: str
     output_dir: Path
-    workers: int
     reconcile: bool
     org: list[str]
     check: bool
     quiet: bool
     verbose: bool
+    # What read_settings adds.
+    console_url: str
+    ops_console_url: str
+    default_api_key: str
+    partner_api_key: str
+    workers: int
+    digits: int  # decimals of an amount
     period: Period  # what is billed: up to now at most
-    whole_month: Period | None  # all of the calendar month that is billed, if it is one
-    provisional: bool  # whether usage of the month may still arrive
+    whole_month: Period | None = None  # all of the calendar month that is billed, if it is one
+    provisional = False  # whether usage of the month may still arrive
 
 
 def parse_text(text: str) -> str:
@@ -183,19 +237,19 @@ def parse_url(text: str) -> str:
     """Return a console's URL without a path; no message shows it, as it may hold a password."""
     if "://" not in text:
         text = f"https://{text}"
-    wrong = ArgumentTypeError("is not host, host:port or https://host (http:// for loopback only)")
+    wrong = ArgumentTypeError("must be host, host:port or https://host (http:// for loopback only)")
     try:
         url = urllib3.util.parse_url(text)
         (url.host or "").encode("idna")  # refuses what no look-up would accept
     except (urllib3.exceptions.LocationParseError, UnicodeError):
         raise wrong from None
     console = f"{url.scheme}://{url.netloc}"
+    # An API key never crosses a network in clear.
+    is_loopback = re.fullmatch(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]", url.host or "")
+    is_safe = url.scheme == "https" or (url.scheme == "http" and is_loopback)
     # Whatever else a URL may have, such as a path or a password, makes a difference here.
-    if not url.host or url.port == 0 or console != text.lower().removesuffix("/"):
-        raise wrong
-    if url.scheme == "http" and LOOPBACK.fullmatch(url.host):
-        return console
-    if url.scheme != "https":  # an API key never crosses a network in clear
+    is_plain = console == text.lower().removesuffix("/")
+    if not url.host or url.port == 0 or not is_plain or not is_safe:
         raise wrong
     return console
 
@@ -226,10 +280,10 @@ def parse_zone(text: str) -> tzinfo:
 
 def parse_directory(text: str) -> Path:
     """Return a directory that files can be written to."""
-    path = parse_text(text)
+    path = Path(parse_text(text))
     if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
         raise ArgumentTypeError(f"{text!r} is not a writable directory")
-    return Path(path).absolute()
+    return path.absolute()
 
 
 parse_month = partial(
@@ -237,18 +291,13 @@ parse_month = partial(
 )
 parse_currency = partial(parse_form, form="[A-Z]{3}", meaning="an ISO 4217 code, such as USD")
 parse_days = partial(parse_number, most=3650)
-parse_workers = partial(parse_number, most=32)
-parse_switch = partial(parse_form, form="[01]", meaning="1 or 0")
 
 EPILOG = """\
-required variables:
+variables without a flag, of which the first three are required:
   RAFAY_CONSOLE_URL      rafay.acme.com, host:port or https://rafay.acme.com/
   RAFAY_DEFAULT_API_KEY  the key that reads usage
   PARTNER_API_KEY        the key that lists organizations
-
-optional variables without a flag:
-  RAFAY_OPS_CONSOLE_URL  the Ops Console, if it has a host of its own
-                         (default: RAFAY_CONSOLE_URL)
+  RAFAY_OPS_CONSOLE_URL  the Ops Console's host (default: RAFAY_CONSOLE_URL)
   WORKERS                requests in flight, 1 to 32 (default: 8)
 
 exit status:
@@ -285,24 +334,19 @@ def make_parser(variables: Mapping[str, str], screen: Screen) -> argparse.Argume
         about = f"{text} ({variable}; default: {shown})"
         add(flag, type=parse, default=value, help=about)
 
-    month = "a calendar month: 2026-06 or last (BILLING_MONTH; default: none)"
-    add_period("--month", type=parse_month, help=month)
-    days = "the last N days up to now, 1 to 3650 (DAYS; default: 30)"
-    add_period("--days", type=parse_days, help=days)
-    start = "an ISO 8601 date or time, with --to"
-    add_period("--from", dest="start", type=parse_text, help=start)
+    # BILLING_MONTH, DAYS and RECONCILE are read later, as they only count without a flag.
+    add_period("--month", type=parse_month, help="2026-06 or last (BILLING_MONTH; default: none)")
+    add_period("--days", type=parse_days, help="the last days, 1 to 3650 (DAYS; default: 30)")
+    add_period("--from", dest="start", type=parse_text, help="ISO 8601 date or time, with --to")
     add("--to", dest="end", type=parse_text, help="the end, which is excluded")
-    zone = "IANA zone in which months and dates begin"
-    add_setting("--timezone", "TIMEZONE", "UTC", parse_zone, zone)
-    currency = "ISO 4217 code of every amount"
-    add_setting("--currency", "CURRENCY", "USD", parse_currency, currency)
+    add_setting("--timezone", "TIMEZONE", "UTC", parse_zone, "IANA zone in which months begin")
+    add_setting("--currency", "CURRENCY", "USD", parse_currency, "ISO 4217 code of every amount")
     pricing = str(Path(__file__).with_name("pricing.csv"))
     add_setting("--pricing", "PRICING_FILE", pricing, parse_text, "the price book")
     add_setting("--output-dir", "OUTPUT_DIR", ".", parse_directory, "where the files go")
     reconcile = "do not compare with the partner-wide usage (RECONCILE=0; default: 1)"
-    add("--no-reconcile", dest="reconcile", action="store_false", default=None, help=reconcile)
-    org = "bill this organization only, not reconciled; repeatable"
-    add("--org", type=parse_text, action="append", default=[], help=org)
+    add("--no-reconcile", dest="reconcile", action="store_false", help=reconcile)
+    add("--org", action="append", default=[], type=parse_text, help="bill only this; repeatable")
     add("--check", action="store_true", help="make the bill, but write no file")
     add("-q", "--quiet", action="store_true", help="print warnings and errors only")
     add("-v", "--verbose", action="store_true", help="print a line for each request")
@@ -310,22 +354,19 @@ def make_parser(variables: Mapping[str, str], screen: Screen) -> argparse.Argume
     return parser
 
 
-def read_settings(
-    argv: Sequence[str] | None,
-    environ: Mapping[str, str],
-    now: datetime,
-    screen: Screen,
-) -> Settings:
-    """Return the settings; raises Mistake, or SystemExit as argparse does."""
+def read_variable(
+    variables: Mapping[str, str], name: str, parse: Callable[[str], Any], default: str = ""
+) -> Any:
+    """Return the value of a variable that has no flag; raises Mistake."""
+    try:
+        return parse(variables.get(name, default))
+    except ArgumentTypeError as error:
+        raise Mistake(f"{name}: {error}") from None
 
-    def read(name: str, parse: Callable[[str], Any], default: str = "") -> Any:
-        try:
-            return parse(variables.get(name, default))
-        except ArgumentTypeError as error:
-            raise Mistake(f"{name}: {error}") from None
 
-    variables = {name: text.strip() for name, text in environ.items() if text.strip()}
-    settings = make_parser(variables, screen).parse_args(argv, Settings())
+def read_consoles(settings: Settings, variables: Mapping[str, str], screen: Screen) -> None:
+    """Set the consoles and their API keys; raises Mistake."""
+    read = partial(read_variable, variables)
     required = ("RAFAY_CONSOLE_URL", "RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY")
     missing = [name for name in required if name not in variables]
     if missing:
@@ -334,11 +375,27 @@ def read_settings(
     settings.partner_api_key = read("PARTNER_API_KEY", parse_key)
     settings.console_url = read("RAFAY_CONSOLE_URL", parse_url)
     settings.ops_console_url = read("RAFAY_OPS_CONSOLE_URL", parse_url, settings.console_url)
-    for url in (settings.console_url, settings.ops_console_url):
-        if screen.redact(url) != url:  # else it would be looked up as the name of a host
-            raise Mistake("RAFAY_CONSOLE_URL, RAFAY_OPS_CONSOLE_URL: one holds an API key")
-    settings.workers = read("WORKERS", parse_workers, "8")
-    if settings.reconcile is None:
+    urls = f"{settings.console_url} {settings.ops_console_url}"
+    if screen.redact(urls) != urls:  # otherwise it would be sent to DNS, as a host name
+        raise Mistake("RAFAY_CONSOLE_URL, RAFAY_OPS_CONSOLE_URL: one holds an API key")
+
+
+def read_settings(
+    argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime, screen: Screen
+) -> Settings:
+    """Return the settings; raises Mistake, or SystemExit as argparse does."""
+    variables = {name: text.strip() for name, text in environ.items() if text.strip()}
+    read = partial(read_variable, variables)
+    try:
+        settings = make_parser(variables, screen).parse_args(argv, Settings())
+        settings.pricing = os.path.abspath(settings.pricing)
+    except FileNotFoundError:
+        raise Mistake("the working directory is gone") from None
+    read_consoles(settings, variables, screen)
+    settings.digits = DECIMALS.get(settings.currency, 2)
+    settings.workers = read("WORKERS", partial(parse_number, most=32), "8")
+    if settings.reconcile:
+        parse_switch = partial(parse_form, form="[01]", meaning="1 or 0")
         settings.reconcile = read("RECONCILE", parse_switch, "1") == "1"
     if not (settings.month or settings.days or settings.start or settings.end):
         if "BILLING_MONTH" in variables:
@@ -363,9 +420,7 @@ class Period(NamedTuple):
 
 
 def choose_period(settings: Settings, now: datetime) -> None:
-    """Set the period up to now at most, and all of it if it is a month; raises ValueError."""
-    settings.whole_month = None
-    settings.provisional = False
+    """Set period (up to now at most), whole_month and provisional; raises ValueError."""
     if (settings.start is None) != (settings.end is None):
         raise ValueError("--from and --to go together")
     if settings.days:
@@ -440,16 +495,14 @@ class Organization(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """Return what tells it from the other rows of its list."""
+        """Return the key of its row: the same row twice in a list is a contradiction."""
         return self.id
 
     def __str__(self) -> str:
-        if self is WHOLE_PARTNER:
-            return self.name
         return f"{self.name} ({self.id})"
 
 
-WHOLE_PARTNER = Organization(id="", name="the whole partner")
+WHOLE_PARTNER = Organization("all", "the whole partner")
 
 
 class Directory:
@@ -458,26 +511,26 @@ class Directory:
     def __init__(self, organizations: Iterable[Organization]) -> None:
         self.by_id: dict[str, Organization] = {}
         self.by_name = defaultdict[str, list[Organization]](list)
-        self.hints = MAX_HINTS
+        self.hints_left = MAX_HINTS
         for organization in organizations:
             self.by_id[organization.id] = organization
             self.by_name[organization.name.casefold()].append(organization)
 
     def find(self, text: str) -> list[Organization]:
         """Return the organization with this id, or else those with this name."""
-        # The id comes first: no tenant gets the price of another by taking its id for a name.
+        # The id comes first: no tenant gets another's price by choosing its id as a name.
         if text in self.by_id:
             return [self.by_id[text]]
         return self.by_name.get(text.casefold(), [])
 
     def explain(self, text: str) -> str:
-        """Say why a text does not name one organization; the first times with the nearest name."""
+        """Say why a text does not name one organization; at first, with the nearest name."""
         ids = ", ".join(organization.id for organization in self.find(text))
         if ids:
             return f"organization {text!r} is ambiguous: give the id: {ids}"
         reason = f"organization {text!r} is not listed"
-        if self.hints:
-            self.hints -= 1
+        if self.hints_left:
+            self.hints_left -= 1
             for name in difflib.get_close_matches(text.casefold(), self.by_name, n=1, cutoff=0.8):
                 reason += f"; did you mean {self.by_name[name][0].name}?"
         return reason
@@ -500,7 +553,7 @@ def choose_organizations(texts: Sequence[str], listed: list[Organization]) -> li
 # Price book
 
 Use = tuple[str, str, str]  # organization id, profile type, profile
-Prices = Mapping[str, "Price | None"]  # by dimension; None where none is in force
+Prices = Mapping[str, "Price | None"]  # by dimension; None: only at another time of the period
 RATE_COLUMNS = {"hourly_rate": USAGE, "monthly_rate": FEE, "monthly_minimum": MINIMUM}
 PRICE_COLUMNS = """profile hourly_rate monthly_rate monthly_minimum dimension organization
 profile_type effective_from effective_to currency description""".split()
@@ -533,7 +586,7 @@ class PriceFile(NamedTuple):
 
 def read_price_file(settings: Settings) -> PriceFile:
     """Return all lines of the price book; raises Mistake with all that is wrong in them."""
-    path = os.path.abspath(settings.pricing)
+    path = settings.pricing
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -578,7 +631,7 @@ def split_cells(line: str) -> list[str]:
     for char in line:
         # Such as a zero-width space, which would end a contract in silence.
         if not char.isprintable() and unicodedata.category(char) != "Zs":
-            raise ValueError(f"{char!r} does not print, or is not UTF-8: save it as CSV UTF-8")
+            raise ValueError(f"{char!r} does not print or is not UTF-8: save the file as CSV UTF-8")
     cells = next(csv.reader([line], strict=True))
     return [cell.strip() for cell in cells]
 
@@ -587,7 +640,9 @@ def check_columns(row: list[str]) -> list[str]:
     """Return the header; raises ValueError."""
     for cell in row:
         if cell not in PRICE_COLUMNS or row.count(cell) > 1:
-            raise ValueError(f"column {cell!r} unknown or repeated: use {', '.join(PRICE_COLUMNS)}")
+            raise ValueError(
+                f"column {cell!r} is unknown or repeated: use {', '.join(PRICE_COLUMNS)}"
+            )
     return row
 
 
@@ -611,26 +666,24 @@ def parse_price(line: int, source: str, cells: Mapping[str, str], settings: Sett
         raise ValueError("profile is missing")
     if cells["profile"] == ALL_PROFILES and charge != MINIMUM:
         raise ValueError(f"profile {ALL_PROFILES!r} is for a monthly_minimum only")
-    if not PLAIN_DECIMAL.fullmatch(cells[column]):
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", cells[column]):
         raise ValueError(f"{column} {cells[column]!r} is not a plain decimal, such as 2.50")
     if cells["profile_type"] not in ("", *PROFILE_TYPES):
-        raise ValueError(f"profile_type {cells['profile_type']!r} is not compute or service")
+        raise ValueError(f"profile_type {cells['profile_type']!r} is neither compute nor service")
     start = parse_validity("effective_from", BEGINNING, cells, settings.timezone)
     end = parse_validity("effective_to", END, cells, settings.timezone)
     if start >= end:
         raise ValueError("effective_to is not later than effective_from")
     if cells["currency"] not in ("", settings.currency):
         raise ValueError(f"currency {cells['currency']!r} is not CURRENCY, {settings.currency}")
-    dimension = cells["dimension"] or INSTANCE
     if charge != USAGE:
         check_monthly(column, cells, settings)
-        dimension = MONTH
     return Price(
         line=line,
         source=source,
         charge=charge,
         profile=cells["profile"],
-        dimension=dimension,
+        dimension=cells["dimension"] or INSTANCE,
         organization=cells["organization"],
         profile_type=cells["profile_type"],
         start=start,
@@ -660,9 +713,9 @@ def check_monthly(column: str, cells: Mapping[str, str], settings: Settings) -> 
         raise ValueError(f"organization is missing: a {column} needs one")
     for other in ("dimension", "profile_type"):
         if cells[other]:
-            raise ValueError(f"{other} {cells[other]!r} is not possible with a {column}")
+            raise ValueError(f"{other} {cells[other]!r} is not allowed with {column}")
     decimals = cells[column].partition(".")[2]
-    if len(decimals) > minor_digits(settings.currency):
+    if len(decimals) > settings.digits:
         raise ValueError(f"{column} {cells[column]!r} has more decimals than {settings.currency}")
 
 
@@ -671,6 +724,7 @@ def find_repeated(prices: Iterable[Price]) -> list[str]:
     first: dict[Any, Price] = {}
     mistakes = []
     for price in prices:
+        # Whatever its rate, and however long it holds.
         thing = price._replace(line=0, source="", end=END, rate=Decimal(0))
         other = first.setdefault(thing, price)
         if other is not price:
@@ -681,11 +735,14 @@ def find_repeated(prices: Iterable[Price]) -> list[str]:
 class PriceBook:
     """The prices in force at some time of the period, with ids in place of names."""
 
-    def __init__(self, file: PriceFile, period: Period, directory: Directory) -> None:
+    def __init__(
+        self, file: PriceFile, period: Period, organizations: Iterable[Organization]
+    ) -> None:
         self.file = file
         self.period = period
         self.prices: list[Price] = []
         self.unknown: list[str] = []  # a warning for each price of an unknown organization
+        directory = Directory(organizations)
         mistakes = []
         for price in file.prices:
             if price.start >= period.end or price.end <= period.start:
@@ -695,16 +752,18 @@ class PriceBook:
                 self.prices.append(price)
             elif len(found) == 1:
                 self.prices.append(price._replace(organization=found[0].id))
-            elif found:
-                mistakes.append(f"{price.source}: {directory.explain(price.organization)}")
             else:
-                self.unknown.append(f"{price.source}: {directory.explain(price.organization)}")
-        mistakes.extend(find_repeated(self.prices))
+                problem = f"{price.source}: {directory.explain(price.organization)}"
+                if found:
+                    mistakes.append(problem)
+                else:
+                    self.unknown.append(problem)
+        mistakes.extend(find_repeated(self.prices))  # a name and an id may be one organization
         if mistakes:
             raise Mistake(*mistakes)
         self._hourly = defaultdict[Any, list[Price]](list)  # by organization and profile
         self._monthly = defaultdict[str, dict[Any, Price]](dict)  # by organization
-        # A blank profile type sorts first: what is more specific, or later, comes last.
+        # A blank profile type sorts first: what is more specific, or later, comes last and wins.
         for price in sorted(self.prices, key=attrgetter("profile_type", "start")):
             if price.charge == USAGE:
                 self._hourly[price.organization, price.profile].append(price)
@@ -712,7 +771,7 @@ class PriceBook:
                 self._monthly[price.organization][price.charge, price.profile] = price
 
     def hourly(self, use: Use) -> list[Price]:
-        """Return what may be paid; where two for a dimension are in force, the last counts."""
+        """Return the prices that may apply; of those in force, the last one counts."""
         organization_id, profile_type, profile = use
         everyones = self._hourly.get(("", profile), [])
         own = self._hourly.get((organization_id, profile), [])
@@ -729,13 +788,17 @@ class PriceBook:
 
     def changes(self, use: Use) -> set[datetime]:
         """Return when, inside the period, what is paid changes."""
-        changes = set()
+        moments = {self.period.start}
         for price in self.hourly(use):
-            for moment in (price.start, price.end):
-                if self.period.start < moment < self.period.end:
-                    just_before = moment - timedelta.resolution
-                    if self.find(use, just_before) != self.find(use, moment):
-                        changes.add(moment)
+            moments |= {price.start, price.end}
+        changes = set()
+        before = self.find(use, self.period.start)
+        for moment in sorted(moments):
+            if self.period.start < moment < self.period.end:
+                after = self.find(use, moment)
+                if after != before:
+                    changes.add(moment)
+                before = after
         return changes
 
     def monthly(self, organization_id: str) -> list[Price]:
@@ -756,8 +819,38 @@ OPTIONAL_TEXTS = """instance_organization_name instance_project_id instance_proj
 instance_name created_at deleted_at status start_time end_time usage""".split()
 
 
+def read_usage(row: JsonObject) -> Any:
+    """Return the text of `usage`, or else the number of `raw_usage`, or else None.
+
+    Rafay: `usage` is decimal hours with a scale of 2, the unit for billing; `raw_usage` is the
+    same quantity unrounded.
+    """
+    raw_usage = row.get("raw_usage")
+    if raw_usage is not None and type(raw_usage) not in (int, Decimal):
+        raise Failure(f"raw_usage {raw_usage!r} is not a number of hours")
+    return row["usage"] or raw_usage
+
+
+def parse_hours(usage: Any, what: str, most: Decimal) -> Decimal:
+    """Return the hours of what `read_usage` returned; a number is rounded half up to 0.01."""
+    if usage is None or (type(usage) is str and not HOURS.fullmatch(usage)):
+        raise Failure(f"{what}: usage {usage!r} is missing or is not hours, such as 20.59h")
+    hours = Decimal(str(usage).removesuffix("h"))
+    if not 0 <= hours <= most:
+        raise Failure(f"{what}: usage {usage} is negative or implausibly large")
+    if type(usage) is not str:
+        hours = round_half_up(hours, digits=2)
+    return trim_hours(hours)
+
+
+def trim_hours(hours: Decimal) -> Decimal:
+    """Return exact hours with two decimals, or more as needed."""
+    # In the context EXACT, nothing is rounded here: that is, in the main thread.
+    return hours.normalize() + Decimal("0.00")
+
+
 class Listing(NamedTuple):
-    """What a list of the API is of."""
+    """What an API list contains."""
 
     organization: Organization  # or WHOLE_PARTNER
     profile_type: str  # blank for the list of organizations
@@ -793,24 +886,24 @@ class Parameter(NamedTuple):
     name: str
     is_label: bool | None  # None if not given
     label_value: str
-    usage: Any  # as `read_usage` returns it
+    usage: Any  # as read_usage returns it
 
     def hours(self) -> Decimal:
         """Return the hours of its own usage; raises Failure."""
         return parse_hours(self.usage, self.name, MAX_QUANTITY_HOURS)
 
     def quantity(self) -> Decimal:
-        """Return quantity x hours: metered by Rafay, but of a label its value x its usage."""
+        """Return quantity x hours: what is metered, but for a label its value x its usage."""
         if self.is_label is None and self.label_value:
             raise Failure(f"{self.name} has a label_value, but no is_label")
         if not self.is_label:
             return self.hours()
-        if not LABEL_NUMBER.fullmatch(self.label_value):
+        if not re.fullmatch(r"[0-9]{1,21}(\.[0-9]+)?", self.label_value):
             raise Failure(f"label {self.label_value!r} of {self.name} is not a plain decimal")
         return trim_hours(Decimal(self.label_value) * self.hours())
 
-    def __str__(self) -> str:
-        """Return a label as `GPU=1`, a metered quantity as `storage_size=1200.00h`."""
+    def describe(self) -> str:
+        """Return `GPU=1` for a label, `storage_size=1200.00h` for what is metered."""
         if self.is_label:
             return f"{self.name}={self.label_value}"
         return f"{self.name}={self.hours():f}h"
@@ -844,21 +937,21 @@ class Record(NamedTuple):
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """Return what tells it from the other rows of its list."""
+        """Return the key of its row: the same row twice in a list is a contradiction."""
         return (*self.subject, self.start_time, self.end_time)
 
     def __str__(self) -> str:
         return f"instance {self.instance} ({self.instance_id})"
 
 
-def parse_page(ask: Ask, answer: JsonObject, dimensions: Container[str]) -> Page:
+def parse_page(ask: Ask, answer: JsonObject, priced_names: set[str]) -> Page:
     """Return what a decoded answer says; raises Failure if it is not as documented."""
     has_next = False
     if ask.listing.profile_type:
-        rows: list[Any] = parse_usage(ask.listing, answer, dimensions)
+        rows: list[Any] = parse_usage(ask.listing, answer, priced_names)
     else:
         rows = parse_organizations(answer)
-        has_next = answer.get("next") is not None
+        has_next = bool(answer.get("next"))
     limit = parse_count(answer, "limit") or ask.limit
     counted = parse_count(answer, "count")
     return Page(ask.offset, min(limit, ask.limit), rows, counted, has_next)
@@ -905,7 +998,7 @@ def clean_texts(row: JsonObject, required: Iterable[str], optional: Iterable[str
 def parse_organizations(answer: JsonObject) -> list[Organization]:
     """Return the organizations on a page; raises Failure."""
     if "results" not in answer and "items" not in answer:
-        raise Failure("neither results nor items: is it another API?")
+        raise Failure("neither results nor items: is this another API?")
     organizations = []
     for row in parse_objects(answer, "results") or parse_objects(answer, "items"):
         clean_texts(row, required=("id", "name"), optional=["external_id"])
@@ -913,29 +1006,29 @@ def parse_organizations(answer: JsonObject) -> list[Organization]:
     return organizations
 
 
-def parse_usage(listing: Listing, answer: JsonObject, dimensions: Container[str]) -> list[Record]:
+def parse_usage(listing: Listing, answer: JsonObject, priced_names: set[str]) -> list[Record]:
     """Return the records on a page, if it is of the kind and period that were asked for."""
     rows = parse_objects(answer, "instance_usage_data")
     clean_texts(answer, (), ("kind", "range_from", "range_to"))
     if not rows and not answer["kind"] and not answer["range_from"]:
-        raise Failure("no instance_usage_data, kind or range_from: is it another API?")
+        raise Failure("no instance_usage_data, kind or range_from: is this another API?")
     if answer["kind"] not in ("", listing.profile_type):
-        raise Failure(f"kind is {answer['kind']}, asked was {listing.profile_type}")
+        raise Failure(f"kind is {answer['kind']}, not {listing.profile_type} as requested")
     # A server that keeps less than the period must not shorten the bill in silence.
     for name, asked in zip(("range_from", "range_to"), listing.period):
-        if parse_api_time(answer[name]) not in ("", format_time(asked)):
-            raise Failure(f"{name} is {answer[name]}, asked was {format_time(asked)}")
+        if normalize_time(answer[name]) not in ("", format_time(asked)):
+            raise Failure(f"{name} is {answer[name]}, not {format_time(asked)} as requested")
     records = []
     for row in rows:
         try:
-            records.append(parse_record(listing, row, dimensions))
+            records.append(parse_record(listing, row, priced_names))
         except Failure as error:
             instance = f"{row.get('instance_name')} ({row.get('instance_id')})"
             raise Failure(f"instance {instance}: {error}") from None
     return records
 
 
-def parse_record(listing: Listing, row: JsonObject, dimensions: Container[str]) -> Record:
+def parse_record(listing: Listing, row: JsonObject, priced_names: set[str]) -> Record:
     """Return a usage record; raises Failure."""
     clean_texts(row, REQUIRED_TEXTS, OPTIONAL_TEXTS)
     organization = listing.organization
@@ -944,13 +1037,16 @@ def parse_record(listing: Listing, row: JsonObject, dimensions: Container[str]) 
         name = row["instance_organization_name"] or organization_id
         organization = Organization(organization_id, name)
     if organization.id != organization_id:
-        raise Failure(f"is of organization {organization_id}: the API ignored the filter")
+        raise Failure(f"belongs to organization {organization_id}: the API ignored the filter")
+    status = row["status"]
+    if not status and row["deleted_at"] > "0002":  # Go writes a time that is not set as year 1
+        status = "deleted"
     parameters = []
     priced = []
     for each in parse_objects(row, "parameters"):
         parameter = parse_parameter(each)
-        parameters.append(str(parameter))
-        if parameter.name in dimensions:
+        parameters.append(parameter.describe())
+        if parameter.name in priced_names:
             priced.append(parameter)
     # Texts that most records share are kept once.
     return Record(
@@ -965,21 +1061,12 @@ def parse_record(listing: Listing, row: JsonObject, dimensions: Container[str]) 
         instance_id=row["instance_id"],
         start_time=intern(row["start_time"]),
         end_time=intern(row["end_time"]),
-        status=intern(read_status(row)),
-        created_at=parse_api_time(row["created_at"]),
+        status=status,
+        created_at=normalize_time(row["created_at"]),
         hours=parse_hours(read_usage(row), INSTANCE, MAX_INSTANCE_HOURS),
         parameters="; ".join(parameters),
         priced=tuple(priced),
     )
-
-
-def read_status(row: JsonObject) -> str:
-    """Return the status of an instance; if there is none, whether it was deleted."""
-    was_deleted = row["deleted_at"] and not row["deleted_at"].startswith("0001-")  # unset in Go
-    if was_deleted and not row["status"]:
-        return "deleted"
-    status: str = row["status"]
-    return status
 
 
 def parse_parameter(row: JsonObject) -> Parameter:
@@ -996,37 +1083,8 @@ def parse_parameter(row: JsonObject) -> Parameter:
     )
 
 
-def read_usage(row: JsonObject) -> Any:
-    """Return the text of `usage`, or else the number of `raw_usage`, or else None.
-
-    Rafay: `usage` is decimal hours with a scale of 2, the unit for billing; `raw_usage` is the
-    same quantity unrounded.
-    """
-    raw_usage = row.get("raw_usage")
-    if raw_usage is not None and type(raw_usage) not in (int, Decimal):
-        raise Failure(f"raw_usage {raw_usage!r} is not a number of hours")
-    return row["usage"] or raw_usage
-
-
-def parse_hours(usage: Any, what: str, most: Decimal) -> Decimal:
-    """Return the hours of what `read_usage` returned; a number is rounded half up to 0.01."""
-    if usage is None or (type(usage) is str and not HOURS.fullmatch(usage)):
-        raise Failure(f"{what}: usage {usage!r} is missing or is not hours, such as 20.59h")
-    hours = Decimal(str(usage).removesuffix("h"))
-    if not 0 <= hours <= most:
-        raise Failure(f"{what}: usage {usage} is negative or absurd")
-    if type(usage) is not str:
-        hours = round_half_up(hours, digits=2)
-    return trim_hours(hours)
-
-
-def trim_hours(hours: Decimal) -> Decimal:
-    """Return exact hours with two decimals, or more as needed."""
-    return hours.normalize() + Decimal("0.00")
-
-
 @lru_cache(maxsize=10_000)
-def parse_api_time(text: str) -> str:
+def normalize_time(text: str) -> str:
     """Return an ISO 8601 time, UTC unless it has an offset, as `2026-06-01T00:00:00Z`."""
     if not text:
         return ""
@@ -1051,32 +1109,24 @@ class Request(NamedTuple):
     path: str
     query: JsonObject
     headers: dict[str, str]  # with the API key
-    settings: str  # the names of those that lead there
+    settings: str  # the names of those to check if it fails
 
 
 def make_request(ask: Ask, settings: Settings) -> Request:
-    """Return the request for a page, as Rafay's API collections have it."""
+    """Return the request for a page, as in Rafay's API collections."""
     organization, profile_type, period = ask.listing
     query: JsonObject = {"limit": ask.limit, "offset": ask.offset}
     if not profile_type:
-        return Request(
-            console=settings.ops_console_url,
-            path=ORGANIZATIONS_PATH,
-            query=query,
-            headers={"X-RAFAY-API-KEYID": settings.partner_api_key},
-            settings="RAFAY_OPS_CONSOLE_URL (or else RAFAY_CONSOLE_URL) and PARTNER_API_KEY",
-        )
+        headers = {"X-RAFAY-API-KEYID": settings.partner_api_key}
+        names = "RAFAY_OPS_CONSOLE_URL (or else RAFAY_CONSOLE_URL) and PARTNER_API_KEY"
+        return Request(settings.ops_console_url, ORGANIZATIONS_PATH, query, headers, names)
     query["range_from"] = format_time(period.start)
     query["range_to"] = format_time(period.end)
     if organization is not WHOLE_PARTNER:
         query["instance_organization_id"] = organization.id
-    return Request(
-        console=settings.console_url,
-        path=USAGE_PATH.format(profile_type),
-        query=query,
-        headers={"x-api-key": settings.default_api_key},
-        settings="RAFAY_CONSOLE_URL and RAFAY_DEFAULT_API_KEY",
-    )
+    headers = {"x-api-key": settings.default_api_key}
+    names = "RAFAY_CONSOLE_URL and RAFAY_DEFAULT_API_KEY"
+    return Request(settings.console_url, USAGE_PATH.format(profile_type), query, headers, names)
 
 
 class Session(requests.Session):
@@ -1094,19 +1144,19 @@ class Session(requests.Session):
 class Client:
     """The one place that makes requests, in as many threads as WORKERS says."""
 
-    def __init__(self, settings: Settings, dimensions: Container[str], screen: Screen) -> None:
+    def __init__(self, settings: Settings, priced_names: set[str], screen: Screen) -> None:
         self.settings = settings
-        self.dimensions = dimensions  # those that a price of the book is for
+        self.priced_names = priced_names  # of the parameters that a price of the book is for
         self.screen = screen
-        self.retrying = ""  # what is tried again, and why
-        self.asked = 0  # pages, of those that are asked for together
-        self.received = 0
+        self.retrying: dict[Ask, str] = {}  # why they are tried again
+        self.asked = 0  # pages, in this round
+        self.received = 0  # of these
         self.local = threading.local()  # holds each thread's session
         try:
             # Its threads are daemons: they hold up neither a signal nor the end of the run.
             self.pool = multiprocessing.pool.ThreadPool(settings.workers)
         except (RuntimeError, AttributeError):  # the latter while it cleans up after the former
-            raise Failure("cannot start so many threads: lower WORKERS") from None
+            raise Failure("cannot start that many threads: lower WORKERS") from None
 
     def get_pages(self, asks: Sequence[Ask]) -> Iterator[Page]:
         """Yield the pages in the order asked for; raises Failure."""
@@ -1124,13 +1174,12 @@ class Client:
     def _receive(self, ask: Ask, result: Any) -> Page:
         """Wait for an answer, and return what it says; raises Failure."""
         while not result.ready():
-            about = self.retrying or ask.listing
+            about = self.retrying.get(ask, ask.listing)
             self.screen.progress(f"{self.received}/{self.asked}: {about}")
             result.wait(STEP_SECONDS)
-        self.retrying = ""
         self.received += 1
         try:
-            return parse_page(ask, result.get(), self.dimensions)
+            return parse_page(ask, result.get(), self.priced_names)
         except Failure as error:
             raise Failure(f"{ask.listing}: {error}") from None
 
@@ -1144,7 +1193,7 @@ class Client:
             except Transient as error:
                 problem = error
             if attempt < ATTEMPTS:
-                self.retrying = f"retrying: {problem}"
+                self.retrying[ask] = f"retrying: {problem}"
                 time.sleep(min(problem.retry_after or wait, RETRY_AFTER_SECONDS))
                 wait *= 2
         raise Failure(f"gave up after {ATTEMPTS} attempts, run it again later: {problem}")
@@ -1157,11 +1206,18 @@ class Client:
             response = self._send(request)
             outcome = f"HTTP {response.status_code}"
             answer = decode(response, request)
-            outcome += describe_answer(answer)
+            for name, value in answer.items():
+                if type(value) is list:
+                    outcome += f", {len(value)} rows"
+                if name in ("count", "limit"):
+                    outcome += f", {name} {value}"
+            for key in (self.settings.default_api_key, self.settings.partner_api_key):
+                if key.encode() in response.content:  # it would get into the files
+                    raise Failure(f"{request.console}: the answer holds an API key")
             return answer
         finally:
             seconds = time.monotonic() - began
-            target = f"{request.path}?{urlencode(request.query)}"
+            target = f"{request.path}?{urlencode(request.query, errors='replace')}"
             if self.settings.verbose:
                 self.screen.report("request", [f"{target}: {outcome}, {seconds:.2f} s"])
 
@@ -1182,7 +1238,7 @@ class Client:
                 timeout=(CONNECT_SECONDS, READ_SECONDS),
             )
         except (OSError, ValueError, TypeError, urllib3.exceptions.HTTPError) as error:
-            raise explain(error, f"{request.console}: check {request.settings}") from None
+            raise translate_error(error, f"{request.console}: check {request.settings}") from None
 
 
 def decode(response: requests.Response, request: Request) -> JsonObject:
@@ -1195,48 +1251,31 @@ def decode(response: requests.Response, request: Request) -> JsonObject:
             answer = json.loads(response.content, parse_float=Decimal)
             if type(answer) is dict:
                 return answer
-    said = response.content.decode("utf-8", "replace")
+    said = response.content[: 10 * MAX_QUOTE].decode("utf-8", "replace")
     if status not in (200, 408, 425, 429) and status < 500:
         raise Failure(f"{problem}: check {request.settings}: {said}")
     transient = Transient(f"{problem}: {said}")
-    transient.retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
+    with suppress(Exception):  # without the header, or whatever the library makes of a wrong one
+        header = response.headers["Retry-After"]
+        transient.retry_after = float(urllib3.Retry().parse_retry_after(header))
     raise transient
 
 
-def parse_retry_after(header: str) -> float | None:
-    """Return the seconds of a number or date of HTTP; None if it is neither."""
-    try:
-        return float(urllib3.Retry().parse_retry_after(header))
-    except Exception:  # the library stumbles over wrong ones in several ways
-        return None
-
-
-def describe_answer(answer: JsonObject) -> str:
-    """Return the number of rows, `count` and `limit` of an answer, whatever it is."""
-    text = ""
-    for name, value in answer.items():
-        if type(value) is list:
-            text += f", {len(value)} rows"
-        if name in ("count", "limit"):
-            text += f", {name} {value}"
-    return text
-
-
-def explain(error: Exception, where: str) -> Exception:
+def translate_error(error: Exception, where: str) -> Exception:
     """Return Failure or Transient, without texts of requests: one may hold a proxy's password."""
     cause: BaseException = error
     while cause.__context__ is not None:
         cause = cause.__context__
     if isinstance(error, (requests.TooManyRedirects, ValueError, TypeError)):
-        return Failure(f"{where}: redirects to another host or in a circle, or bad HTTPS_PROXY")
+        return Failure(
+            f"{where}: redirects to another host or in a loop, or HTTPS_PROXY is invalid"
+        )
     is_of_http = isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError))
     is_of_tls = isinstance(error, requests.exceptions.SSLError)
     cut_off = isinstance(cause, ssl.SSLEOFError)
     if not is_of_http or (is_of_tls and not cut_off):
-        return Failure(f"{where}: TLS failed: {cause}: is its certificate in REQUESTS_CA_BUNDLE?")
-    reason = getattr(cause, "strerror", None) or "connection closed, or the answer is damaged"
-    if isinstance(cause, socket.timeout):
-        reason = f"no connection within {CONNECT_SECONDS} s, or no answer within {READ_SECONDS} s"
+        return Failure(f"{where}: TLS failed: {cause}: is its CA in REQUESTS_CA_BUNDLE?")
+    reason = getattr(cause, "strerror", None) or type(error).__name__
     return Transient(f"{where}: {reason}: check the network, or HTTPS_PROXY")
 
 
@@ -1251,7 +1290,7 @@ class Pages:
         self.limit = limit
         self.rows: dict[Any, Any] = {}  # by identity
         self.counted = 0  # the most rows that an answer counted
-        self.first_size = 0  # rows of the first page: how far it is to the next
+        self.page_size = 0  # rows of the first page: the server may give fewer than the limit
         self.complete = False
         self.contradiction = ""  # why the list cannot be believed
 
@@ -1259,7 +1298,7 @@ class Pages:
         """Return the pages to ask for together: all that are counted, or else the next."""
         received = len(self.rows)
         end = max(self.counted, received + 1)
-        offsets = range(received, end, self.first_size or 1)
+        offsets = range(received, end, self.page_size or 1)
         return [Ask(self.listing, offset, self.limit) for offset in offsets[:PAGES_TOGETHER]]
 
     def add(self, page: Page) -> None:
@@ -1275,8 +1314,8 @@ class Pages:
                 return
             self.rows[row.identity] = row
         if len(self.rows) > MAX_ROWS:
-            raise Failure(f"{self.listing}: more than {MAX_ROWS:,} rows: it seems to have no end")
-        self.first_size = self.first_size or len(page.rows)
+            raise Failure(f"{self.listing}: more than {MAX_ROWS:,} rows: it does not seem to end")
+        self.page_size = self.page_size or len(page.rows)
         self.counted = max(self.counted, page.counted)
         has_more = page.has_next or self.counted > len(self.rows)
         if has_more and not page.rows:
@@ -1325,47 +1364,42 @@ def list_usage(organizations: Iterable[Organization], period: Period) -> list[Li
     return listings
 
 
-def reconcile(client: Client, usage: Usage, whole: Listing) -> list[Organization]:
+def reconcile(client: Client, usage: Usage, whole: Listing) -> None:
     """Compare usage with a list of the whole partner, and add what is missing.
 
-    Returns the organizations that are not listed; raises Failure if the two still differ.
+    That may be usage of organizations that are not listed. Raises Failure if the two still differ.
     """
-    number = 0
-    for listing, records in usage.items():
-        if listing.profile_type == whole.profile_type:
-            number += len(records)
+    # All that was read is in the list of the whole partner. If that has nothing beyond as many
+    # records, nothing is missing, whatever a `count` says.
+    same_type = [listing for listing in usage if listing.profile_type == whole.profile_type]
+    number = sum(len(usage[listing]) for listing in same_type)
     [beyond] = client.get_pages([Ask(whole, offset=number, limit=1)])
     if not beyond.rows:
-        return []
+        return
     records = read_lists(client, [whole])[whole]
-    organizations = {listing.organization.id: listing.organization for listing in usage}
-    unlisted = []
-    for record in records:
-        if record.organization.id not in organizations:
-            organizations[record.organization.id] = record.organization
-            unlisted.append(record.organization)
-    usage.update(read_lists(client, compare(usage, whole, records, organizations)))
-    differing = compare(usage, whole, records, organizations)
+    usage.update(read_lists(client, compare(usage, whole, records)))
+    differing = compare(usage, whole, records)
     if differing:
         hint = "differs from the partner-wide usage: run it again later, or with --no-reconcile"
         raise Failure(*(f"{each}: {shorten(differing[each])}: {hint}" for each in differing))
-    if beyond.rows[0].identity not in {record.identity for record in records}:
-        raise Failure(f"{whole}: {beyond.rows[0]} is on no page of it: run it again later")
-    return unlisted
+    # If that list is not complete, it proves nothing: there must be no other record beyond it.
+    [beyond] = client.get_pages([Ask(whole, offset=len(records), limit=1)])
+    for record in beyond.rows:
+        if record.identity not in {each.identity for each in records}:
+            raise Failure(f"{whole}: {record} is on none of its pages: run it again later")
 
 
 def compare(
-    usage: Usage,
-    whole: Listing,
-    records_of_all: Iterable[Record],
-    organizations: Mapping[str, Organization],
+    usage: Usage, whole: Listing, records_of_all: Sequence[Record]
 ) -> dict[Listing, list[str]]:
     """Return the lists that differ from that of the whole partner, and in which instances.
 
     Records are counted by subject; their hours are not compared, as those of running ones grow.
     """
+    organizations = {record.organization.id: record.organization for record in records_of_all}
     own = Counter[Any]()
     for listing, records in usage.items():
+        organizations[listing.organization.id] = listing.organization
         if listing.profile_type == whole.profile_type:
             own.update(record.subject for record in records)
     of_all = Counter(record.subject for record in records_of_all)
@@ -1385,7 +1419,10 @@ def shorten(names: Iterable[str], most: int = 5) -> str:
 
 
 def split_usage(client: Client, usage: Usage, book: PriceBook) -> None:
-    """Read usage of profiles whose price changes inside the period again, in the parts between."""
+    """Read usage of profiles whose price changes inside the period again, in the parts between.
+
+    Other profiles of the same list keep the records of the whole period.
+    """
     changing = defaultdict[Listing, set[str]](set)  # profiles
     parts_of: dict[Listing, list[Listing]] = {}
     for listing, records in usage.items():
@@ -1425,7 +1462,7 @@ def check_parts(listing: Listing, whole: Iterable[Record], in_parts: Iterable[Re
         instances = shorten(sorted(subject[-1] for subject in differing))
         raise Failure(
             f"{listing}: {instances}: listed in the whole period only, or only in its parts "
-            "between changes of price: run it again later"
+            "between price changes: run it again later"
         )
 
 
@@ -1466,8 +1503,27 @@ class Bill(NamedTuple):
     lines: list[Line]  # in the order of the raw file
     overlong: list[str]  # records with more hours than their period
     unbilled: list[str]  # warnings of what may not be billed: they make the exit status 3
-    doubts: list[str]  # warnings of what to look at, although what is billed is complete
+    doubts: list[str]  # warnings of what to look at, though the bill is complete
     unused: list[str]  # hourly prices in force that nobody used
+
+
+def group_lines(lines: Iterable[Line], key: Callable[[Line], Any]) -> dict[Any, list[Line]]:
+    """Return lines by what they have in common, in the order of the first of each."""
+    groups: dict[Any, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(key(line), []).append(line)
+    return groups
+
+
+def add_hours(lines: Iterable[Line]) -> Decimal:
+    """Return the sum of the hours."""
+    return trim_hours(sum((line.usage_hours or Decimal(0) for line in lines), Decimal(0)))
+
+
+def add_amounts(lines: Iterable[Line]) -> Decimal | None:
+    """Return the sum of the amounts; None if no line has one."""
+    amounts = [line.billing_amount for line in lines if line.billing_amount is not None]
+    return sum(amounts, Decimal(0)) if amounts else None
 
 
 def bill_organization(bill: Bill, organization: Organization, usage: Usage) -> None:
@@ -1478,7 +1534,7 @@ def bill_organization(bill: Bill, organization: Organization, usage: Usage) -> N
         for record in usage.pop(listing, []):  # its lines take its place in memory
             use = (organization.id, record.profile_type, record.profile)
             prices = find(use, record.period.start)
-            lines += bill_record(record, prices, bill.settings.currency)
+            lines += bill_record(record, prices, bill.settings)
             if is_overlong(record, prices):
                 bill.overlong.append(f"{record} of {organization}")
     lines += bill_month(bill, organization, lines)
@@ -1496,7 +1552,7 @@ def measure(record: Record, prices: Prices) -> dict[str, Decimal]:
     return hours_of
 
 
-def bill_record(record: Record, prices: Prices, currency: str) -> list[Line]:
+def bill_record(record: Record, prices: Prices, settings: Settings) -> list[Line]:
     """Return the line of an instance, then one for each parameter that has a price."""
     try:
         hours_of = measure(record, prices)
@@ -1508,7 +1564,7 @@ def bill_record(record: Record, prices: Prices, currency: str) -> list[Line]:
         price = prices.get(dimension)
         if price:
             rate = price.rate
-            amount = round_half_up(hours * rate, minor_digits(currency))
+            amount = round_half_up(hours * rate, settings.digits)
         line = Line(
             organization=record.organization.name,
             organization_id=record.organization.id,
@@ -1528,7 +1584,7 @@ def bill_record(record: Record, prices: Prices, currency: str) -> list[Line]:
             usage_hours=hours,
             billing_rate=rate,
             billing_amount=amount,
-            currency=currency,
+            currency=settings.currency,
         )
         lines.append(line)
     return lines
@@ -1536,34 +1592,34 @@ def bill_record(record: Record, prices: Prices, currency: str) -> list[Line]:
 
 def is_overlong(record: Record, prices: Prices) -> bool:
     """Return whether an instance, or a billed label of it, has more hours than its period."""
-    billed = [each for each in record.priced if each.is_label and each.name in prices]
+    billed = [each for each in record.priced if each.is_label and prices.get(each.name)]
     hours = max([record.hours, *(label.hours() for label in billed)])
     seconds = (record.period.end - record.period.start) // timedelta(seconds=1)
-    return (hours - HUNDREDTH) * 3600 > seconds
+    return (hours - Decimal("0.01")) * 3600 > seconds
 
 
-def bill_month(bill: Bill, organization: Organization, usage: Iterable[Line]) -> list[Line]:
+def bill_month(bill: Bill, organization: Organization, usage_lines: list[Line]) -> list[Line]:
     """Return the fees, and what an organization's usage falls short of its minimums."""
-    month, currency = bill.settings.whole_month, bill.settings.currency
+    settings = bill.settings
+    month = settings.whole_month
     if month is None:
         return []
-    amounts = defaultdict[str, Decimal](Decimal)  # by profile: usage, then also shortfalls
-    for line in usage:
-        amounts[line.profile] += line.billing_amount or 0
-    lines = []
+    lines_of = group_lines(usage_lines, attrgetter("profile"))
+    lines: list[Line] = []
     for price in bill.book.monthly(organization.id):
-        amount = round_half_up(price.rate, minor_digits(currency))
+        amount = round_half_up(price.rate, settings.digits)
         if price.charge == MINIMUM:
-            counted = find_counted(price, amounts)
-            amount -= sum(counted)
+            counted = lines_of.get(price.profile, [])
+            if price.profile == ALL_PROFILES:
+                counted = usage_lines + [line for line in lines if line.charge == MINIMUM]
+            amount -= add_amounts(counted) or 0
             if amount <= 0:
                 continue
             if not counted:
                 bill.doubts.append(
                     f"{price.source}: the minimum {price.profile} of {organization} is billed in "
-                    "full, as nothing was used: is its profile right?"
+                    "full, as nothing was used: is the profile right?"
                 )
-            amounts[price.profile] += amount
         line = Line(
             organization=organization.name,
             organization_id=organization.id,
@@ -1572,36 +1628,19 @@ def bill_month(bill: Bill, organization: Organization, usage: Iterable[Line]) ->
             period_start=month.start,
             period_end=month.end,
             charge=price.charge,
-            dimension=MONTH,
+            dimension="month",
             billing_amount=amount,
-            currency=currency,
+            currency=settings.currency,
         )
         lines.append(line)
     return lines
 
 
-def find_counted(minimum: Price, amounts: Mapping[str, Decimal]) -> list[Decimal]:
-    """Return the amounts, by profile, that a minimum counts; none if nothing was used."""
-    if minimum.profile == ALL_PROFILES:
-        return list(amounts.values())
-    if minimum.profile in amounts:
-        return [amounts[minimum.profile]]
-    return []
-
-
 # Warnings
 
 
-def group_lines(lines: Iterable[Line], key: Callable[[Line], Any]) -> dict[Any, list[Line]]:
-    """Return lines by what they have in common, in the order of the first of each."""
-    groups: dict[Any, list[Line]] = {}
-    for line in lines:
-        groups.setdefault(key(line), []).append(line)
-    return groups
-
-
 def group_organization(line: Line) -> tuple[str, str]:
-    """Return the id of the organization of a line, and what people read of it."""
+    """Return a line's organization: its id, and its name as people see it."""
     return line.organization_id, f"{line.organization} ({line.organization_id})"
 
 
@@ -1610,15 +1649,14 @@ def check_usage(bill: Bill) -> None:
     unpriced = [line for line in bill.lines if line.usage_hours and line.billing_amount is None]
     for lines in group_lines(unpriced, attrgetter("profile", "dimension")).values():
         what = f"{lines[0].dimension} of {lines[0].profile} has no price"
-        hours = sum(line.usage_hours or 0 for line in lines)
         whose = shorten([name for _, name in group_lines(lines, group_organization)], most=3)
-        bill.unbilled.append(f"{what}: {hours:f} hours of {whose} are not billed")
+        bill.unbilled.append(f"{what}: {add_hours(lines):f} hours of {whose} are not billed")
     if bill.overlong:
         bill.doubts.append(f"more hours than the period has: {shorten(bill.overlong)}")
 
 
 def check_prices(bill: Bill) -> None:
-    """Add what is to be said of prices in force: what they do not bill, and what nobody used."""
+    """Add warnings about prices in force, and those that nobody used."""
     whose = {organization.id: str(organization) for organization in bill.organizations}
     whose[""] = "everyone"
     used = find_used(bill)
@@ -1639,21 +1677,19 @@ def check_prices(bill: Bill) -> None:
 
 
 def find_used(bill: Bill) -> set[tuple[str, ...]]:
-    """Return what there is usage of: profile, dimension, organization id and profile type.
-
-    As in the price book, a blank organization id or profile type stands for all of them.
-    """
-    usage = [line for line in bill.lines if line.charge == USAGE]
-    columns = attrgetter("profile", "dimension", "organization_id", "profile_type")
+    """Return what has usage: profile, dimension, organization id and type, both blank for any."""
     used: set[tuple[str, ...]] = set()
-    for profile, dimension, organization_id, profile_type in group_lines(usage, columns):
-        for whose in (organization_id, ""):
-            used.add((profile, dimension, whose, profile_type))
-            used.add((profile, dimension, whose, ""))
+    for line in bill.lines:
+        for whose in (line.organization_id, ""):
+            for profile_type in (line.profile_type, ""):
+                if line.charge == USAGE:
+                    used.add((line.profile, line.dimension, whose, profile_type))
     return used
 
 
 # Files
+
+FILE_NAMES = ("ncp-metrics", "ncp-metrics-sorted")
 
 
 @lru_cache(maxsize=10_000)
@@ -1690,15 +1726,18 @@ sort_key = attrgetter(
 
 
 def write_lines(bill: Bill, raw: TextIO, in_order: TextIO) -> None:
-    """Write the lines of the bill as they are to one file, and sorted to another."""
-    for file in (raw, in_order):
-        file.write(format_row(Line._fields))
+    """Write the lines of the bill as they are, and sorted."""
+    zone = bill.settings.timezone
+    raw.write(format_row(Line._fields))
+    in_order.write(format_row(Line._fields))
+    # Lines are sorted one organization at a time and read back as text from the raw file: that
+    # takes little memory, and each is formatted once.
     groups = []  # the lines of each organization, and where they begin in the raw file
     for id_, own in groupby(bill.lines, key=attrgetter("organization_id")):
         lines = list(own)
         groups.append((lines[0].organization.casefold(), id_, raw.tell(), lines))
         for line in lines:
-            raw.write(format_row(line, bill.settings.timezone))
+            raw.write(format_row(line, zone))
     for _, _, start, lines in sorted(groups):
         raw.seek(start)
         pairs = sorted(zip(lines, raw), key=lambda pair: sort_key(pair[0]))
@@ -1712,7 +1751,7 @@ def write_files(bill: Bill, now: datetime) -> list[Path]:
         private = Path(tempfile.mkdtemp(prefix=".ncp-metrics-", dir=directory))
         create = partial(open, mode="x+", encoding="utf-8", newline="\n")
         try:
-            names = [private / "ncp-metrics", private / "ncp-metrics-sorted"]
+            names = [private / name for name in FILE_NAMES]
             with create(names[0]) as raw, create(names[1]) as in_order:
                 write_lines(bill, raw, in_order)
                 for file in (raw, in_order):
@@ -1728,24 +1767,25 @@ def write_files(bill: Bill, now: datetime) -> list[Path]:
 
 def publish(files: Sequence[Path], directory: Path, now: datetime) -> list[Path]:
     """Give files their names, of the first second from now on that is free for all of them."""
-    paths: list[Path] = []
-    try:
-        for file in files:
-            path = directory / f"{file.name}-{now:%m%d%Y-%H%M%S}.csv"
-            try:
-                os.link(file, path)
-            except OSError:  # it exists, or there are no hard links here: claim it
-                path.touch(exist_ok=False)
-            paths.append(path)
-        for file, path in zip(files, paths):
-            os.replace(file, path)  # changes nothing for two links to one file
-        return paths
-    except OSError as error:
-        for path in paths:
-            path.unlink()
-        if isinstance(error, FileExistsError):
-            return publish(files, directory, now + timedelta(seconds=1))
-        raise
+    while True:
+        paths: list[Path] = []
+        try:
+            for file in files:
+                path = directory / f"{file.name}-{now:%m%d%Y-%H%M%S}.csv"
+                try:
+                    os.link(file, path)
+                except OSError:  # it exists, or there are no hard links here: claim it
+                    path.touch(exist_ok=False)
+                paths.append(path)
+            for file, path in zip(files, paths):
+                os.replace(file, path)  # changes nothing for two links to one file
+            return paths
+        except OSError as error:
+            for path in paths:
+                path.unlink()
+            if not isinstance(error, FileExistsError):
+                raise
+        now += timedelta(seconds=1)
 
 
 # Summary
@@ -1754,18 +1794,14 @@ def publish(files: Sequence[Path], directory: Path, now: datetime) -> list[Path]
 def describe_lines(name: str, lines: Sequence[Line], width: int) -> str:
     """Return a row of the summary; no amount where nothing has a price."""
     instances = {line.instance_id for line in lines if line.charge == USAGE}
-    hours = [line.usage_hours or 0 for line in lines if line.dimension == INSTANCE]
-    amounts = [line.billing_amount for line in lines if line.billing_amount is not None]
-    amount = f"{sum(amounts):,f}" if amounts else ""
-    total_hours = sum(hours, Decimal("0.00"))
-    return f"{name:{width}} {len(instances):9} {total_hours:14,f} {amount:>18}".rstrip()
+    hours = add_hours(line for line in lines if line.dimension == INSTANCE)
+    amount = add_amounts(lines)
+    shown = "" if amount is None else f"{amount:,f}"
+    return f"{name:{width}} {len(instances):9} {hours:14,f} {shown:>18}".rstrip()
 
 
 def make_table(bill: Bill, heading: str, group: Callable[[Line], tuple[str, str]]) -> list[str]:
-    """Return a table with a row for each group of lines, and their total.
-
-    A group is what tells it from others, and its name; the names of two groups may be the same.
-    """
+    """Return a table with a row for each group of lines, and their total; two may look alike."""
     groups = group_lines(bill.lines, group)
     width = max(len(name) for name in [heading, *(name for _, name in groups)])
     amount = f"Amount ({bill.settings.currency})"
@@ -1778,91 +1814,32 @@ def make_table(bill: Bill, heading: str, group: Callable[[Line], tuple[str, str]
 
 def group_profile(line: Line) -> tuple[str, str]:
     """Return the group of lines of a profile, or of a fee or minimum."""
-    if line.charge == USAGE:
-        return line.charge, line.profile
-    return line.charge, f"{line.profile} ({line.charge})"
+    name = line.profile if line.charge == USAGE else f"{line.profile} ({line.charge})"
+    return line.charge, name
+
+
+def describe_period(settings: Settings) -> str:
+    """Return the period that is billed, as people read it."""
+    start = format_time(settings.period.start, settings.timezone)
+    end = format_time(settings.period.end, settings.timezone)
+    return f"{start} to {end} (end excluded)"
 
 
 def summarize(bill: Bill) -> list[str]:
     """Return the summary: what is billed, and what an auditor asks for."""
     settings, price_file = bill.settings, bill.book.file
-    start = format_time(settings.period.start, settings.timezone)
-    end = format_time(settings.period.end, settings.timezone)
-    lines = [f"Period: {start} to {end} (end excluded)", ""]
+    lines = [f"Period: {describe_period(settings)}", ""]
     lines += make_table(bill, "Organization", group_organization)
     lines.append("")
     lines += make_table(bill, "Profile", group_profile)
-    lines.append("")
-    with_usage = {line.organization_id for line in bill.lines if line.charge == USAGE}
-    every = len(bill.organizations)
-    lines.append(f"Organizations without usage: {every - len(with_usage)} of {every}")
-    lines.append(bill.reconciled)
-    lines.append(f"Time zone: {settings.timezone}, version: {VERSION}")
     prices = f"{price_file.path}, prices: {len(price_file.prices)}"
-    lines.append(f"Price book: {prices}, SHA-256: {price_file.sha256}")
+    lines += [
+        "",
+        bill.reconciled,
+        f"Time zone: {settings.timezone}, version: {VERSION}",
+        f"Price book: {prices}, SHA-256: {price_file.sha256}",
+    ]
     return lines
-
-
-# Screen
-
-
-class Screen:
-    """What people see: the summary on stdout; progress, warnings and errors on stderr."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self.quiet = False
-        names = ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY")
-        keys = [environ.get(name, "").strip() for name in names]
-        keys = [key for key in keys if len(key) >= MIN_KEY_LENGTH]
-        keys.sort(key=len, reverse=True)  # one may begin with the other
-        self.keys = re.compile("|".join(map(re.escape, keys)) or "(?!)", re.IGNORECASE)
-        self.longest_key = max(map(len, keys), default=0)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # a locale may lack letters
-
-    def redact(self, text: str) -> str:
-        """Return a text without API keys, and without what steers a terminal."""
-        shown = self.keys.sub("***", text)
-        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
-
-    def beginning(self, text: str, most: int) -> str:
-        """Return the beginning of a text, redacted before it is cut: no part of a key is left."""
-        shown = self.keys.sub("***", text[:MAX_QUOTE])
-        if len(text) > MAX_QUOTE:
-            # A key that was cut is not found: leave out as much as one is long.
-            shown = shown[: len(shown) - self.longest_key]
-        return self.redact(" ".join(shown.split()))[:most]
-
-    def say(self, lines: Iterable[str]) -> None:
-        """Print lines on stdout."""
-        if not self.quiet:
-            self._print(sys.stdout, [self.redact(line) for line in lines])
-
-    def report(self, about: str, texts: Iterable[str]) -> None:
-        """Print warnings, errors or requests on stderr; an error may quote a server at length."""
-        shown = [self.beginning(text, MAX_MESSAGE) for text in texts]
-        self._print(sys.stderr, [f"ncp_metrics: {about}: {text}" for text in shown])
-
-    def progress(self, text: str) -> None:
-        """Rewrite the progress line, on a terminal only."""
-        if not self.quiet and sys.stderr and sys.stderr.isatty():
-            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-            self._write(sys.stderr, f"\r\x1b[K{self.beginning(text, width - 1)}")
-
-    def _print(self, stream: TextIO | None, lines: Iterable[str]) -> None:
-        self.progress("")
-        if stream:
-            self._write(stream, "".join(f"{line}\n" for line in lines))
-
-    def _write(self, stream: TextIO, text: str) -> None:
-        """Write, whether or not anybody reads it: what was written to disk stands either way."""
-        try:
-            stream.write(text)
-            stream.flush()
-        except OSError:
-            # What is left in the buffer must not fail again when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # Run
@@ -1891,7 +1868,7 @@ def read_bill(settings: Settings, price_file: PriceFile, client: Client) -> Bill
     [listed] = read_lists(client, [Listing(WHOLE_PARTNER, "", period)]).values()
     if not listed:
         raise Failure("no organizations are listed: is PARTNER_API_KEY the right key?")
-    book = PriceBook(price_file, period, Directory(listed))
+    book = PriceBook(price_file, period, listed)  # finds ambiguous names before the long reading
     organizations = choose_organizations(settings.org, listed)
     usage = read_lists(client, list_usage(organizations, period))
     unlisted: list[Organization] = []
@@ -1901,9 +1878,10 @@ def read_bill(settings: Settings, price_file: PriceFile, client: Client) -> Bill
         reconciled = "Not reconciled"
     else:
         for whole in list_usage([WHOLE_PARTNER], period):
-            unlisted += reconcile(client, usage, whole)
-        organizations = organizations + sorted(unlisted)
-        book = PriceBook(price_file, period, Directory(organizations))
+            reconcile(client, usage, whole)
+        unlisted = sorted({listing.organization for listing in usage} - set(organizations))
+        organizations = organizations + unlisted
+        book = PriceBook(price_file, period, organizations)
         records = sum(len(records) for records in usage.values())
         reconciled = f"Reconciled with the partner-wide usage: {records} records"
     split_usage(client, usage, book)
@@ -1926,8 +1904,8 @@ def run(
     settings = read_settings(argv, environ, now, screen)
     screen.quiet = settings.quiet
     price_file = read_price_file(settings)
-    dimensions = {price.dimension for price in price_file.prices} - {INSTANCE}
-    client = Client(settings, dimensions, screen)
+    priced_names = {price.dimension for price in price_file.prices} - {INSTANCE}
+    client = Client(settings, priced_names, screen)
     with client.pool:  # no thread begins another request after it
         bill = read_bill(settings, price_file, client)
     check_usage(bill)
@@ -1955,16 +1933,18 @@ def main(
             handle_signals(stop)
             gc.set_threshold(100_000)  # records hold no cycles: seldom look for them
             with decimal.localcontext(EXACT):  # of this thread, which does all sums of money
-                return run(argv, environ, clock().astimezone(UTC), screen)
+                status = run(argv, environ, clock().astimezone(UTC), screen)
         except Failure as failure:
             screen.report("error", failure.args)
-            return failure.status
+            status = failure.status
+        handle_signals(ignore_signal)
+        return status
     except Stopped as stopped:
         number = stopped.args[0]
         screen.report("error", [f"stopped by {number.name}: no file was written"])
         return int(128 + number)
     finally:
-        for number in SIGNALS:  # Python would give each its default action back
+        for number in SIGNALS:  # Python's end would restore the default actions
             signal.signal(number, signal.SIG_IGN)
 
 

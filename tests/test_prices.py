@@ -510,6 +510,12 @@ def test_unpriced_usage_is_reported_with_up_to_three_organizations(
     assert f"of Tenant 0 (0), Tenant 1 (1), {named}" in warning
 
 
+def test_thousands_of_prices_of_one_profile_may_change_at_once(run: Run) -> None:
+    lines = [f"vm,,,2026-06-15,p{n},1" for n in range(8_000)]
+    result = run(partner=partner(vm(quantity("p7", "1h"))), prices=book("vm,,,,,1", *lines))
+    assert cells(result, "dimension", "billing_rate") == ["instance 1", "p7 ", "instance 1", "p7 1"]
+
+
 def test_thousands_of_priced_parameters_on_one_record_are_all_billed(run: Run) -> None:
     names = [f"p{n}" for n in range(10_000)]
     record = vm(*(quantity(name, "1h") for name in names))

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
@@ -187,6 +187,27 @@ def test_names_that_are_taken_are_left_alone(
     (directory / name).write_text("mine")
     expected = {later(RAW, 1): FILES[RAW], later(SORTED, 1): FILES[SORTED]}
     assert run().files == {name: "mine", **expected}
+
+
+def test_a_thousand_names_may_be_taken(run: Run, directory: Path) -> None:
+    begin = datetime(2026, 7, 1, tzinfo=timezone.utc)
+    for seconds in range(1100):
+        moment = begin + timedelta(seconds=seconds)
+        (directory / f"ncp-metrics-sorted-{moment:%m%d%Y-%H%M%S}.csv").touch()
+    result = run()
+    assert (result.status, "ncp-metrics-07012026-001820.csv" in result.files) == (0, True)
+
+
+def test_a_working_directory_that_is_gone_is_a_mistake(prepare: Prepare, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    environ = environment(prepare())
+    with Popen(
+        [sys.executable, "-c", code, *command()[1:]], cwd=gone, env=environ, stderr=PIPE
+    ) as run:
+        _, stderr = run.communicate(timeout=50)
+    assert (run.returncode, b"the working directory is gone" in stderr) == (2, True)
 
 
 def test_four_runs_in_one_second_keep_eight_files(start: Start, directory: Path) -> None:

@@ -233,7 +233,7 @@ def test_a_priced_label_that_is_no_plain_decimal_is_an_error(run: Run, value: An
         ({"usage": ..., "raw_usage": "#-0.001"}, "-0.001"),
         ({"usage": ..., "raw_usage": "#1000000.01"}, "1000000.01"),
         ({"usage": ..., "raw_usage": "#1e999999"}, "999999"),
-        ({"usage": ..., "raw_usage": "#9e99999999999999"}, "absurd"),
+        ({"usage": ..., "raw_usage": "#9e99999999999999"}, "large"),
         *(({"usage": ..., "raw_usage": f"#{each}"}, "raw_usage") for each in ("NaN", "-Infinity")),
         ({"usage": ..., "raw_usage": "20.59"}, "raw_usage"),
         ({"usage": ..., "raw_usage": True}, "raw_usage"),
@@ -333,10 +333,6 @@ def test_the_summary_adds_up_the_rows_of_each_organization_and_profile(
     for table, groups in zip(read_tables(result), (organizations, profiles)):
         rows = [add_up(name, group) for name, group in groups.items()]
         assert table == [*rows, add_up("Total", result.rows)]
-
-
-def test_the_summary_counts_organizations_without_usage(run: Run) -> None:
-    assert re.search(r"without usage\D*1 of 4\b", run().stdout)
 
 
 @cases(
