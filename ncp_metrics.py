@@ -205,6 +205,7 @@ class Settings(argparse.Namespace):
     reconcile: bool
     org: list[str]
     check: bool
+    invoice: bool
     quiet: bool
     verbose: bool
     # What read_settings adds.
@@ -348,6 +349,7 @@ def make_parser(variables: Mapping[str, str], screen: Screen) -> argparse.Argume
     add("--no-reconcile", dest="reconcile", action="store_false", help=reconcile)
     add("--org", action="append", default=[], type=parse_text, help="bill only this; repeatable")
     add("--check", action="store_true", help="make the bill, but write no file")
+    add("--invoice", action="store_true", help="also write sums by tenant, profile and rate")
     add("-q", "--quiet", action="store_true", help="print warnings and errors only")
     add("-v", "--verbose", action="store_true", help="print a line for each request")
     add("--version", action="version", version=VERSION)
@@ -1660,6 +1662,8 @@ def check_prices(bill: Bill) -> None:
     whose = {organization.id: str(organization) for organization in bill.organizations}
     whose[""] = "everyone"
     used = find_used(bill)
+    known = {price.profile for price in bill.book.prices if not price.organization}
+    known.update(line.profile for line in bill.lines if line.charge == USAGE)
     for price in bill.book.prices:
         if price.organization not in whose:  # it is another's, with --org
             continue
@@ -1674,6 +1678,8 @@ def check_prices(bill: Bill) -> None:
             if (price.profile, INSTANCE, *whom) in used:
                 what = f"no record of {price.profile} has {price.dimension}"
                 bill.unbilled.append(f"{price.source}: nothing to bill: {what}")
+            elif price.organization and price.profile not in known:
+                bill.doubts.append(f"{price.source}: nobody used {what}: is the profile right?")
 
 
 def find_used(bill: Bill) -> set[tuple[str, ...]]:
@@ -1689,7 +1695,7 @@ def find_used(bill: Bill) -> set[tuple[str, ...]]:
 
 # Files
 
-FILE_NAMES = ("ncp-metrics", "ncp-metrics-sorted")
+FILE_NAMES = ("ncp-metrics", "ncp-metrics-sorted", "ncp-metrics-invoice")
 
 
 @lru_cache(maxsize=10_000)
@@ -1719,17 +1725,37 @@ def format_row(values: Iterable[Any], zone: tzinfo = UTC) -> str:
     return text.getvalue()
 
 
+INVOICE_COLUMNS = """organization organization_id external_id period_start period_end charge profile
+dimension instances usage_hours billing_rate billing_amount currency""".split()
+
+
+def make_invoice(lines: Iterable[Line], period: Period) -> list[list[Any]]:
+    """Return an organization's lines added up by charge, profile, dimension and rate."""
+    invoice = []
+    columns = attrgetter("charge", "profile", "dimension", "billing_rate")
+    for same in group_lines(lines, columns).values():
+        values = same[0]._asdict()
+        values["period_start"], values["period_end"] = period
+        values["instances"] = Decimal(len({line.instance_id for line in same if line.instance_id}))
+        values["billing_amount"] = add_amounts(same)
+        if values["charge"] == USAGE:
+            values["usage_hours"] = add_hours(same)
+        invoice.append([values[column] for column in INVOICE_COLUMNS])
+    return invoice
+
+
 # The sorted file is in this order within an organization.
 sort_key = attrgetter(
     "project", "profile_type", "profile", "instance", "instance_id", "period_start", "period_end"
 )
 
 
-def write_lines(bill: Bill, raw: TextIO, in_order: TextIO) -> None:
-    """Write the lines of the bill as they are, and sorted."""
+def write_lines(bill: Bill, raw: TextIO, in_order: TextIO, invoice: TextIO) -> None:
+    """Write the lines of the bill as they are, sorted, and added up."""
     zone = bill.settings.timezone
     raw.write(format_row(Line._fields))
     in_order.write(format_row(Line._fields))
+    invoice.write(format_row(INVOICE_COLUMNS))
     # Lines are sorted one organization at a time and read back as text from the raw file: that
     # takes little memory, and each is formatted once.
     groups = []  # the lines of each organization, and where they begin in the raw file
@@ -1742,6 +1768,9 @@ def write_lines(bill: Bill, raw: TextIO, in_order: TextIO) -> None:
         raw.seek(start)
         pairs = sorted(zip(lines, raw), key=lambda pair: sort_key(pair[0]))
         in_order.writelines(row for _, row in pairs)
+        if bill.settings.invoice:
+            for values in make_invoice([line for line, _ in pairs], bill.settings.period):
+                invoice.write(format_row(values, zone))
 
 
 def write_files(bill: Bill, now: datetime) -> list[Path]:
@@ -1752,11 +1781,13 @@ def write_files(bill: Bill, now: datetime) -> list[Path]:
         create = partial(open, mode="x+", encoding="utf-8", newline="\n")
         try:
             names = [private / name for name in FILE_NAMES]
-            with create(names[0]) as raw, create(names[1]) as in_order:
-                write_lines(bill, raw, in_order)
-                for file in (raw, in_order):
+            with create(names[0]) as raw, create(names[1]) as in_order, create(names[2]) as invoice:
+                write_lines(bill, raw, in_order, invoice)
+                for file in (raw, in_order, invoice):
                     file.flush()
                     os.fsync(file.fileno())
+            if not bill.settings.invoice:
+                names.remove(names[2])
             handle_signals(ignore_signal)  # from here on, they change neither files nor status
             return publish(names, directory, now)
         finally:
@@ -1910,15 +1941,23 @@ def run(
         bill = read_bill(settings, price_file, client)
     check_usage(bill)
     check_prices(bill)
-    screen.report("warning", bill.doubts + bill.unbilled)
+    warnings = bill.doubts + bill.unbilled
+    screen.report("warning", warnings)
     summary = summarize(bill)
+    paths: list[Path] = []
     if settings.check:
         summary += [f"Nobody used: {price}" for price in bill.unused]
-        summary.append("Checked only: no file was written")
     else:
-        summary += [f"File: {path}" for path in write_files(bill, now)]
+        paths = write_files(bill, now)
+        summary += [f"File: {path}" for path in paths]
+    status = 3 if bill.unbilled else 0
+    summary.append(f"Warnings: {len(warnings)}, status: {status}")
+    if warnings:  # a mail with nothing but this line is understood
+        files = ", ".join(map(str, paths)) or "none"
+        about = f"{len(warnings)}, status: {status}, period: {describe_period(settings)}"
+        screen.report("warnings", [f"{about}, files: {files}"])
     screen.say(summary)
-    return 3 if bill.unbilled else 0
+    return status
 
 
 def main(

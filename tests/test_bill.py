@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import struct
 from fcntl import ioctl
 from subprocess import PIPE, Popen
@@ -63,6 +64,61 @@ def test_what_is_unbilled_is_a_warning_and_status_3(
     assert len(result.warnings) == len(warnings)
     assert [text for text, line in zip(warnings, result.warnings) if text not in line] == []
     assert (result.status, len(result.files)) == (3 if warnings else 0, 2)
+
+
+BETA = usage("b1", "j", "vm", "1h")
+
+
+@pytest.mark.parametrize(
+    ("flags", "prices", "lines"),
+    [
+        ("", "gpu,,,,,1\nvm,,,,,1\ngpuu,,A,,,2", [4]),
+        ("", "gpu,,,,,1\nvm,,,,,1\ngpuu,disk,A,,,2", [4]),
+        ("", "gpu,,,,,1\nvm,,,,,1\ngpuu,,A,,,2\ngpuu,,,,,3", []),
+        ("", "gpu,,,,,1\nvm,,,,,1\ngpuu,,A,,2026-06-01,2\ngpuu,,A,2026-07-01,,2", []),
+        ("", "gpu,,,,,1\nvm,,,,,1\nvm,,A,,,2", []),
+        ("", "gpu,,,,,1\nvm,,,,,1\ngpuu,,,,,2", []),
+        ("--org=A", "gpu,,,,,1\ngpuu,,A,,,2\ngpuu,,B,,,2", [3]),
+    ],
+)
+def test_a_contract_that_nobody_used_is_a_warning_that_leaves_the_status(
+    run: Run, flags: str, prices: str, lines: list[int]
+) -> None:
+    two = Partner(
+        [organization("o1", "A"), organization("b1", "B")], fixed(compute=[metered(), BETA])
+    )
+    result = run(*flags.split(), prices=f"{BOOK}{prices}\n", partner=two)
+    said = r"line (\d): nobody used \w+ of gpuu, for A \(o1\)"
+    assert [int(number) for number in re.findall(said, "\n".join(result.warnings))] == lines
+    assert (result.status, len(result.warnings)) == (0, len(lines))
+
+
+ENDS = {
+    "nothing to say": ("gpu,,,,,1", 0, 0),
+    "unpriced": ("", 1, 3),
+    "a doubt": ("gpu,,,,,1\ngpuu,,A,,,2", 1, 0),
+    "both": ("gpuu,,A,,,2", 2, 3),
+}
+
+
+@cases("prices, number, status", ENDS)
+@pytest.mark.parametrize("flags", ["", "--check", "--quiet", "--invoice"])
+def test_a_mail_or_a_log_that_is_read_alone_is_understood(
+    run: Run, flags: str, prices: str, number: int, status: int
+) -> None:
+    result = run(*flags.split(), prices=f"{BOOK}{prices}\n", partner=partner(metered()))
+    assert result.status == status
+    if flags != "--quiet":
+        assert result.stdout.endswith(f"\nWarnings: {number}, status: {status}\n")
+    if number:
+        last = result.stderr.splitlines()[-1]
+        period = "2026-06-01T00:00:00Z to 2026-07-01T00:00:00Z (end excluded)"
+        begin = f"ncp_metrics: warnings: {number}, status: {status}, period: {period}, files: "
+        assert last.startswith(begin)
+        assert [name for name in result.files if name not in last] == []
+        assert last.endswith("files: none") == (flags == "--check")
+    else:
+        assert result.stderr == ""
 
 
 def test_the_summary_counts_instances_and_hours_once_and_adds_all_amounts(run: Run) -> None:
