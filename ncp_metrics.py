@@ -74,7 +74,7 @@ READ_SECONDS = 60.0  # of silence; Rafay's documented call took 2.7 s
 ATTEMPTS = 6
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubled before each later one
 RETRY_AFTER_SECONDS = 30.0  # the longest wait that a server may ask for
-STEP_SECONDS = 0.5  # the longest wait in one go: a signal that comes just before it waits as long
+STEP_SECONDS = 0.5  # the longest wait in one go, and so the longest that a signal may go unnoticed
 SETTLING = timedelta(hours=1)  # Rafay: usage is aggregated within about an hour
 MIN_KEY_LENGTH = 8  # characters; redacting a shorter text would garble every message
 MAX_MESSAGE = 1000  # characters
@@ -335,7 +335,7 @@ def make_parser(variables: Mapping[str, str], screen: Screen) -> argparse.Argume
         about = f"{text} ({variable}; default: {shown})"
         add(flag, type=parse, default=value, help=about)
 
-    # BILLING_MONTH, DAYS and RECONCILE are read later, as they only count without a flag.
+    # BILLING_MONTH and DAYS are read later: any flag for a period overrules them. So is RECONCILE.
     add_period("--month", type=parse_month, help="2026-06 or last (BILLING_MONTH; default: none)")
     add_period("--days", type=parse_days, help="the last days, 1 to 3650 (DAYS; default: 30)")
     add_period("--from", dest="start", type=parse_text, help="ISO 8601 date or time, with --to")
@@ -464,13 +464,13 @@ def parse_time(text: str, zone: tzinfo) -> datetime:
     """Return an ISO 8601 date or time, in the zone unless it has an offset; raises ValueError."""
     try:
         if not DATE_OR_TIME.fullmatch(text):
-            raise ValueError("another form")
+            raise ValueError
         local = isoparse(text)
         if "T" not in text:
             return midnight(local.date(), zone)
         local = local.replace(tzinfo=local.tzinfo or zone)
         if tz.datetime_ambiguous(local) or not tz.datetime_exists(local):
-            raise ValueError("the clocks change")
+            raise ValueError  # the clocks change: there are none or two of these moments
         return local.astimezone(UTC)
     except (ValueError, OverflowError):
         raise ValueError(
@@ -555,7 +555,9 @@ def choose_organizations(texts: Sequence[str], listed: list[Organization]) -> li
 # Price book
 
 Use = tuple[str, str, str]  # organization id, profile type, profile
-Prices = Mapping[str, "Price | None"]  # by dimension; None: only at another time of the period
+Prices = Mapping[
+    str, "Price | None"
+]  # by dimension; None: none is in force, but one is at another time of the period
 RATE_COLUMNS = {"hourly_rate": USAGE, "monthly_rate": FEE, "monthly_minimum": MINIMUM}
 PRICE_COLUMNS = """profile hourly_rate monthly_rate monthly_minimum dimension organization
 profile_type effective_from effective_to currency description""".split()
@@ -773,7 +775,7 @@ class PriceBook:
                 self._monthly[price.organization][price.charge, price.profile] = price
 
     def hourly(self, use: Use) -> list[Price]:
-        """Return the prices that may apply; of those in force, the last one counts."""
+        """Return the prices that may apply; of those in force for a dimension, the last counts."""
         organization_id, profile_type, profile = use
         everyones = self._hourly.get(("", profile), [])
         own = self._hourly.get((organization_id, profile), [])
@@ -789,7 +791,7 @@ class PriceBook:
         return found
 
     def changes(self, use: Use) -> set[datetime]:
-        """Return when, inside the period, what is paid changes."""
+        """Return when, inside the period, another line of the book comes into force, or none is."""
         moments = {self.period.start}
         for price in self.hourly(use):
             moments |= {price.start, price.end}
@@ -847,7 +849,7 @@ def parse_hours(usage: Any, what: str, most: Decimal) -> Decimal:
 
 def trim_hours(hours: Decimal) -> Decimal:
     """Return exact hours with two decimals, or more as needed."""
-    # In the context EXACT, nothing is rounded here: that is, in the main thread.
+    # main() sets the context EXACT for the thread in which answers are parsed: no rounding here.
     return hours.normalize() + Decimal("0.00")
 
 
@@ -906,7 +908,7 @@ class Parameter(NamedTuple):
 
     def describe(self) -> str:
         """Return `GPU=1` for a label, `storage_size=1200.00h` for what is metered."""
-        if self.is_label:
+        if self.is_label or self.usage is None:
             return f"{self.name}={self.label_value}"
         return f"{self.name}={self.hours():f}h"
 
@@ -933,9 +935,10 @@ class Record(NamedTuple):
 
     @property
     def subject(self) -> tuple[str, ...]:
-        """Return what is metered: the same in the whole period and in a part of it."""
-        profile = (self.profile, self.profile_id)
-        return (self.organization.id, self.project, self.project_id, *profile, self.instance_id)
+        """Return what is metered, in the whole period or in a part of it."""
+        # The first is the organization's id, the last the instance's.
+        ids = (self.project_id, self.profile_id, self.instance_id)
+        return (self.organization.id, self.project, self.profile, *ids)
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -1272,6 +1275,7 @@ def translate_error(error: Exception, where: str) -> Exception:
         return Failure(
             f"{where}: redirects to another host or in a loop, or HTTPS_PROXY is invalid"
         )
+    # For a CA bundle that does not exist, requests raises a plain OSError.
     is_of_http = isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError))
     is_of_tls = isinstance(error, requests.exceptions.SSLError)
     cut_off = isinstance(cause, ssl.SSLEOFError)
@@ -1337,12 +1341,12 @@ def read_lists(client: Client, listings: Iterable[Listing]) -> dict[Listing, lis
             pages_of[ask.listing].add(page)
         unfinished = []
         for pages in reading:
-            if pages.contradiction and pages.limit == WHOLE_LIST_SIZE:
-                raise Failure(
-                    f"{pages.listing}: {pages.contradiction}, twice: usage changes while it is "
-                    "read, or the API ignores offset: run it again later"
-                )
             if pages.contradiction:
+                if pages.limit == WHOLE_LIST_SIZE:
+                    raise Failure(
+                        f"{pages.listing}: {pages.contradiction}, twice: usage changes while it "
+                        "is read, or the API ignores offset: run it again later"
+                    )
                 unfinished.append(Pages(pages.listing, WHOLE_LIST_SIZE))
             elif pages.complete:
                 rows_of[pages.listing] = list(pages.rows.values())
@@ -1371,8 +1375,8 @@ def reconcile(client: Client, usage: Usage, whole: Listing) -> None:
 
     That may be usage of organizations that are not listed. Raises Failure if the two still differ.
     """
-    # All that was read is in the list of the whole partner. If that has nothing beyond as many
-    # records, nothing is missing, whatever a `count` says.
+    # All that was read is also in the whole partner's list. If that ends after as many records,
+    # nothing is missing, whatever a `count` says.
     same_type = [listing for listing in usage if listing.profile_type == whole.profile_type]
     number = sum(len(usage[listing]) for listing in same_type)
     [beyond] = client.get_pages([Ask(whole, offset=number, limit=1)])
@@ -1386,8 +1390,9 @@ def reconcile(client: Client, usage: Usage, whole: Listing) -> None:
         raise Failure(*(f"{each}: {shorten(differing[each])}: {hint}" for each in differing))
     # If that list is not complete, it proves nothing: there must be no other record beyond it.
     [beyond] = client.get_pages([Ask(whole, offset=len(records), limit=1)])
+    known = {record.identity for record in records}
     for record in beyond.rows:
-        if record.identity not in {each.identity for each in records}:
+        if record.identity not in known:
             raise Failure(f"{whole}: {record} is on none of its pages: run it again later")
 
 
@@ -1519,7 +1524,7 @@ def group_lines(lines: Iterable[Line], key: Callable[[Line], Any]) -> dict[Any, 
 
 def add_hours(lines: Iterable[Line]) -> Decimal:
     """Return the sum of the hours."""
-    return trim_hours(sum((line.usage_hours or Decimal(0) for line in lines), Decimal(0)))
+    return trim_hours(Decimal(sum(line.usage_hours or 0 for line in lines)))
 
 
 def add_amounts(lines: Iterable[Line]) -> Decimal | None:
@@ -1676,8 +1681,8 @@ def check_prices(bill: Bill) -> None:
             what = f"{price.dimension} of {price.profile}, for {whose[price.organization]}"
             bill.unused.append(f"{price.source}: {what}")
             if (price.profile, INSTANCE, *whom) in used:
-                what = f"no record of {price.profile} has {price.dimension}"
-                bill.unbilled.append(f"{price.source}: nothing to bill: {what}")
+                missing = f"no record of {price.profile} has {price.dimension}"
+                bill.unbilled.append(f"{price.source}: nothing to bill: {missing}")
             elif price.organization and price.profile not in known:
                 bill.doubts.append(f"{price.source}: nobody used {what}: is the profile right?")
 
@@ -1786,7 +1791,7 @@ def write_files(bill: Bill, now: datetime) -> list[Path]:
                 for file in (raw, in_order, invoice):
                     file.flush()
                     os.fsync(file.fileno())
-            if not bill.settings.invoice:
+            if not bill.settings.invoice:  # it was begun in any case
                 names.remove(names[2])
             handle_signals(ignore_signal)  # from here on, they change neither files nor status
             return publish(names, directory, now)
@@ -1916,7 +1921,9 @@ def read_bill(settings: Settings, price_file: PriceFile, client: Client) -> Bill
         records = sum(len(records) for records in usage.values())
         reconciled = f"Reconciled with the partner-wide usage: {records} records"
     split_usage(client, usage, book)
-    bill = Bill(settings, book, organizations, reconciled, [], [], [], [], [])
+    bill = Bill(
+        settings, book, organizations, reconciled, [], [], [], [], []
+    )  # lines and warnings follow
     if not settings.org:
         bill.unbilled.extend(book.unknown)
     for organization in unlisted:

@@ -412,3 +412,9 @@ def test_an_invalid_answer_is_an_error(run: Run, path: str, change: Any, word: s
         return {key: value for key, value in {**answer, **change}.items() if value is not ...}
 
     assert_failed(run(fault=always(Fault(edit=edit), path_has(path))), path, word)
+
+
+def test_a_parameter_without_a_price_needs_no_usage(run: Run) -> None:
+    parameters = [{"name": "Note"}, {"name": "region", "label_value": "eu"}]
+    [row] = bill(run, {"parameters": parameters}).rows
+    assert row["parameters"] == "Note=; region=eu"
