@@ -113,7 +113,7 @@ class Mistake(Failure):
 class Transient(Exception):
     """A request failed that may succeed when it is made again."""
 
-    retry_after: float | None = None  # seconds, if the server said so
+    retry_after = 0.0  # seconds, if the server said so
 
 
 class Stopped(BaseException):
@@ -843,7 +843,7 @@ def parse_hours(usage: Any, what: str, most: Decimal) -> Decimal:
     if not 0 <= hours <= most:
         raise Failure(f"{what}: usage {usage} is negative or implausibly large")
     if type(usage) is not str:
-        hours = round_half_up(hours, digits=2)
+        hours = round_half_up(hours, 2)
     return trim_hours(hours)
 
 
@@ -1170,8 +1170,8 @@ class Client:
         fetching: list[Any] = []
         for ask in asks:
             fetching.append((ask, self.pool.apply_async(self._fetch, (ask,))))
-            # No more are fetched ahead: an answer takes more memory than the records in it.
-            if len(fetching) == self.settings.workers:
+            # Few are fetched ahead: an answer takes more memory than the records in it.
+            if len(fetching) > 2 * self.settings.workers:
                 yield self._receive(*fetching.pop(0))
         for ask, result in fetching:
             yield self._receive(ask, result)
@@ -1303,7 +1303,8 @@ class Pages:
     def next_asks(self) -> list[Ask]:
         """Return the pages to ask for together: all that are counted, or else the next."""
         received = len(self.rows)
-        end = max(self.counted, received + 1)
+        # If the last page that is counted may be full, the one after it is among them.
+        end = max(self.counted, received) + 1
         offsets = range(received, end, self.page_size or 1)
         return [Ask(self.listing, offset, self.limit) for offset in offsets[:PAGES_TOGETHER]]
 
@@ -1363,15 +1364,15 @@ Usage = dict[Listing, list[Record]]
 
 def list_usage(organizations: Iterable[Organization], period: Period) -> list[Listing]:
     """Return the lists of the usage of organizations, in the order of the raw file."""
-    listings = []
-    for organization in organizations:
-        for profile_type in PROFILE_TYPES:
-            listings.append(Listing(organization, profile_type, period))
-    return listings
+    return [
+        Listing(organization, profile_type, period)
+        for organization in organizations
+        for profile_type in PROFILE_TYPES
+    ]
 
 
 def reconcile(client: Client, usage: Usage, whole: Listing) -> None:
-    """Compare usage with a list of the whole partner, and add what is missing.
+    """Compare usage with a list of the whole partner, and add what is missing, after one more try.
 
     That may be usage of organizations that are not listed. Raises Failure if the two still differ.
     """
@@ -1586,7 +1587,6 @@ def bill_record(record: Record, prices: Prices, settings: Settings) -> list[Line
             parameters=record.parameters,
             period_start=record.period.start,
             period_end=record.period.end,
-            charge=USAGE,
             dimension=dimension,
             usage_hours=hours,
             billing_rate=rate,
@@ -1599,8 +1599,10 @@ def bill_record(record: Record, prices: Prices, settings: Settings) -> list[Line
 
 def is_overlong(record: Record, prices: Prices) -> bool:
     """Return whether an instance, or a billed label of it, has more hours than its period."""
-    billed = [each for each in record.priced if each.is_label and prices.get(each.name)]
-    hours = max([record.hours, *(label.hours() for label in billed)])
+    hours = record.hours
+    for parameter in record.priced:
+        if parameter.is_label and prices.get(parameter.name):
+            hours = max(hours, parameter.hours())
     seconds = (record.period.end - record.period.start) // timedelta(seconds=1)
     return (hours - Decimal("0.01")) * 3600 > seconds
 
@@ -1690,11 +1692,12 @@ def check_prices(bill: Bill) -> None:
 def find_used(bill: Bill) -> set[tuple[str, ...]]:
     """Return what has usage: profile, dimension, organization id and type, both blank for any."""
     used: set[tuple[str, ...]] = set()
-    for line in bill.lines:
-        for whose in (line.organization_id, ""):
-            for profile_type in (line.profile_type, ""):
-                if line.charge == USAGE:
-                    used.add((line.profile, line.dimension, whose, profile_type))
+    columns = attrgetter("profile", "dimension", "organization_id", "profile_type")
+    things = {columns(line) for line in bill.lines if line.charge == USAGE}
+    for profile, dimension, organization_id, profile_type in things:
+        for whose in (organization_id, ""):
+            used.add((profile, dimension, whose, profile_type))
+            used.add((profile, dimension, whose, ""))
     return used
 
 
@@ -1741,7 +1744,7 @@ def make_invoice(lines: Iterable[Line], period: Period) -> list[list[Any]]:
     for same in group_lines(lines, columns).values():
         values = same[0]._asdict()
         values["period_start"], values["period_end"] = period
-        values["instances"] = Decimal(len({line.instance_id for line in same if line.instance_id}))
+        values["instances"] = Decimal(len({line.instance_id for line in same} - {""}))
         values["billing_amount"] = add_amounts(same)
         if values["charge"] == USAGE:
             values["usage_hours"] = add_hours(same)
@@ -1792,7 +1795,7 @@ def write_files(bill: Bill, now: datetime) -> list[Path]:
                     file.flush()
                     os.fsync(file.fileno())
             if not bill.settings.invoice:  # it was begun in any case
-                names.remove(names[2])
+                del names[2]
             handle_signals(ignore_signal)  # from here on, they change neither files nor status
             return publish(names, directory, now)
         finally:
