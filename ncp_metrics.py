@@ -1372,10 +1372,7 @@ def list_usage(organizations: Iterable[Organization], period: Period) -> list[Li
 
 
 def reconcile(client: Client, usage: Usage, whole: Listing) -> None:
-    """Compare usage with a list of the whole partner, and add what is missing, after one more try.
-
-    That may be usage of organizations that are not listed. Raises Failure if the two still differ.
-    """
+    """Compare usage with the whole partner's list, and add what is missing; raises Failure."""
     # All that was read is also in the whole partner's list. If that ends after as many records,
     # nothing is missing, whatever a `count` says.
     same_type = [listing for listing in usage if listing.profile_type == whole.profile_type]
