@@ -148,6 +148,7 @@ MESSAGES: dict[str, Any] = {
         "flags": "--days=7",
     },
     "has no price": {"prices": "profile,hourly_rate\n"},
+    "the answer holds an API key": metered({"instance_name": "stand-in-default-key"}),
     "nobody used": {"prices": "profile,organization,hourly_rate\ngpux,Empty,1\n"},
     "billed in full, as nothing was used": {
         "prices": "profile,organization,monthly_minimum\ngpux,Empty,1\n",
