@@ -1280,7 +1280,8 @@ def translate_error(error: Exception, where: str) -> Exception:
     is_of_tls = isinstance(error, requests.exceptions.SSLError)
     cut_off = isinstance(cause, ssl.SSLEOFError)
     if not is_of_http or (is_of_tls and not cut_off):
-        return Failure(f"{where}: TLS failed: {cause}: is its CA in REQUESTS_CA_BUNDLE?")
+        hint = "is the certificate for this host, and its CA in REQUESTS_CA_BUNDLE?"
+        return Failure(f"{where}: TLS failed: {cause}: {hint}")
     reason = getattr(cause, "strerror", None) or type(error).__name__
     return Transient(f"{where}: {reason}: check the network, or HTTPS_PROXY")
 
