@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sqlite3
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -138,11 +139,11 @@ def test_hours_and_amounts_of_all_files_agree_wherever_they_are_loaded(
         hours = sum(Decimal(row["usage_hours"] or 0) for row in rows)
         amounts = sum(Decimal(row["billing_amount"] or 0) for row in rows)
         totals.add((hours, amounts))
-        table = sqlite3.connect(":memory:")
-        columns = ",".join(rows[0])
-        table.execute(f"create table lines ({columns})")
-        marks = ",".join("?" * len(rows[0]))
-        table.executemany(f"insert into lines values ({marks})", [[*row.values()] for row in rows])
-        [loaded] = table.execute("select sum(usage_hours), sum(billing_amount) from lines")
+        with closing(sqlite3.connect(":memory:")) as table:
+            table.execute(f"create table lines ({','.join(rows[0])})")
+            marks = ",".join("?" * len(rows[0]))
+            cells = [[*row.values()] for row in rows]
+            table.executemany(f"insert into lines values ({marks})", cells)
+            [loaded] = table.execute("select sum(usage_hours), sum(billing_amount) from lines")
         assert loaded == pytest.approx((float(hours), float(amounts))), name
     assert totals == {(Decimal("2917326.96"), Decimal("30688.29"))}
