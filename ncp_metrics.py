@@ -164,10 +164,10 @@ class Screen:
             self._write(sys.stdout, "".join(f"{self.redact(line)}\n" for line in lines))
 
     def report(self, about: str, texts: Iterable[str]) -> None:
-        """Print warnings, errors or requests on stderr; an error may quote a server at length."""
+        """Print warnings, errors or requests on stderr."""
         self.progress("")
-        shown = [self.beginning(text, MAX_MESSAGE) for text in texts]
-        self._write(sys.stderr, "".join(f"ncp_metrics: {about}: {text}\n" for text in shown))
+        lines = [f"ncp_metrics: {about}: {self.redact(text)}\n" for text in texts]
+        self._write(sys.stderr, "".join(lines))
 
     def progress(self, text: str) -> None:
         """Rewrite the progress line, on a terminal only."""
@@ -1376,8 +1376,7 @@ def reconcile(client: Client, usage: Usage, whole: Listing) -> None:
     """Compare usage with the whole partner's list, and add what is missing; raises Failure."""
     # All that was read is also in the whole partner's list. If that ends after as many records,
     # nothing is missing, whatever a `count` says.
-    same_type = [listing for listing in usage if listing.profile_type == whole.profile_type]
-    number = sum(len(usage[listing]) for listing in same_type)
+    number = sum(len(usage[each]) for each in usage if each.profile_type == whole.profile_type)
     [beyond] = client.get_pages([Ask(whole, offset=number, limit=1)])
     if not beyond.rows:
         return
@@ -1625,7 +1624,7 @@ def bill_month(bill: Bill, organization: Organization, usage_lines: list[Line]) 
             if not counted:
                 bill.doubts.append(
                     f"{price.source}: the minimum {price.profile} of {organization} is billed in "
-                    "full, as nothing was used: is the profile right?"
+                    "full, as nothing was used: is that line right?"
                 )
         line = Line(
             organization=organization.name,
@@ -1665,12 +1664,13 @@ def check_usage(bill: Bill) -> None:
 def check_prices(bill: Bill) -> None:
     """Add warnings about prices in force, and those that nobody used."""
     whose = {organization.id: str(organization) for organization in bill.organizations}
-    whose[""] = "everyone"
+    if not bill.settings.org:  # a partial bill cannot know what nobody used
+        whose[""] = "everyone"
     used = find_used(bill)
     known = {price.profile for price in bill.book.prices if not price.organization}
     known.update(line.profile for line in bill.lines if line.charge == USAGE)
     for price in bill.book.prices:
-        if price.organization not in whose:  # it is another's, with --org
+        if price.organization not in whose:
             continue
         whom = (price.organization, price.profile_type)
         if price.charge != USAGE:
@@ -1678,7 +1678,8 @@ def check_prices(bill: Bill) -> None:
                 what = f"{price.charge} {price.profile}: the period is not a calendar month"
                 bill.unbilled.append(f"{price.source}: no {what}")
         elif (price.profile, price.dimension, *whom) not in used:
-            what = f"{price.dimension} of {price.profile}, for {whose[price.organization]}"
+            profile = f"{price.profile_type} {price.profile}".strip()
+            what = f"{price.dimension} of {profile}, for {whose[price.organization]}"
             bill.unused.append(f"{price.source}: {what}")
             if (price.profile, INSTANCE, *whom) in used:
                 missing = f"no record of {price.profile} has {price.dimension}"
@@ -1952,12 +1953,9 @@ def run(
     warnings = bill.doubts + bill.unbilled
     screen.report("warning", warnings)
     summary = summarize(bill)
-    paths: list[Path] = []
-    if settings.check:
-        summary += [f"Nobody used: {price}" for price in bill.unused]
-    else:
-        paths = write_files(bill, now)
-        summary += [f"File: {path}" for path in paths]
+    paths = [] if settings.check else write_files(bill, now)
+    summary += [f"File: {path}" for path in paths]
+    summary += [f"Nobody used: {price}" for price in bill.unused if settings.check]
     status = 3 if bill.unbilled else 0
     summary.append(f"Warnings: {len(warnings)}, status: {status}")
     if warnings:  # a mail with nothing but this line is understood
@@ -1982,7 +1980,8 @@ def main(
             with decimal.localcontext(EXACT):  # of this thread, which does all sums of money
                 status = run(argv, environ, clock().astimezone(UTC), screen)
         except Failure as failure:
-            screen.report("error", failure.args)
+            errors = [screen.beginning(text, MAX_MESSAGE) for text in failure.args]
+            screen.report("error", errors)
             status = failure.status
         handle_signals(ignore_signal)
         return status

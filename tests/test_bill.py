@@ -7,6 +7,7 @@ import pty
 import re
 import struct
 from fcntl import ioctl
+from pathlib import Path
 from subprocess import PIPE, Popen
 from termios import TIOCSWINSZ
 from typing import Any
@@ -91,6 +92,20 @@ def test_a_contract_that_nobody_used_is_a_warning_that_leaves_the_status(
     said = r"line (\d): nobody used \w+ of gpuu, for A \(o1\)"
     assert [int(number) for number in re.findall(said, "\n".join(result.warnings))] == lines
     assert (result.status, len(result.warnings)) == (0, len(lines))
+
+
+def test_a_partial_bill_does_not_judge_prices_for_everyone(run: Run) -> None:
+    two = Partner([organization("o1", "A"), organization("b1", "B")], fixed([metered(), BETA]))
+    prices = f"{BOOK}gpu,,,,,1\ngpu,GPU,,,,1\nvm,,,,,1\n"
+    result = run("--org=A", "--check", prices=prices, partner=two)
+    assert (result.status, result.stderr, "Nobody used" in result.stdout) == (0, "", False)
+
+
+def test_warnings_show_names_and_paths_whole_and_as_they_are(run: Run, tmp_path: Path) -> None:
+    out = tmp_path.joinpath("a  b", "x" * 200, "y" * 200, "z" * 200)
+    out.mkdir(parents=True)
+    result = run("--invoice", f"--output-dir={out}", prices=BOOK, partner=partner(metered()))
+    assert result.stderr.count(f"{out}/ncp-metrics-") == 3
 
 
 ENDS = {

@@ -70,7 +70,7 @@ def test_a_check_fails_as_the_bill_does(run: Run) -> None:
         "a contract, by name": ("x,,ACME,,,,1,", "instance of x, for Acme (a1)"),
         "a contract, by id": ("vm,,a1,,,,1,", "instance of vm, for Acme (a1)"),
         "a profile in another case": ("GPU,,,,,,1,", "instance of GPU, for everyone"),
-        "a profile type": ("gpu,,,service,,,1,", "instance of gpu, for everyone"),
+        "a profile type": ("gpu,,,service,,,1,", "instance of service gpu, for everyone"),
         "in force for a second": ("x,,,,,2026-06-24T00:00:01Z,1,", "instance of x, for everyone"),
         "free": ("x,,,,,,0,", "instance of x, for everyone"),
     },
