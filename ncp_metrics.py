@@ -1664,8 +1664,7 @@ def check_usage(bill: Bill) -> None:
 def check_prices(bill: Bill) -> None:
     """Add warnings about prices in force, and those that nobody used."""
     whose = {organization.id: str(organization) for organization in bill.organizations}
-    if not bill.settings.org:  # a partial bill cannot know what nobody used
-        whose[""] = "everyone"
+    whose[""] = "everyone"
     used = find_used(bill)
     known = {price.profile for price in bill.book.prices if not price.organization}
     known.update(line.profile for line in bill.lines if line.charge == USAGE)
@@ -1680,7 +1679,8 @@ def check_prices(bill: Bill) -> None:
         elif (price.profile, price.dimension, *whom) not in used:
             profile = f"{price.profile_type} {price.profile}".strip()
             what = f"{price.dimension} of {profile}, for {whose[price.organization]}"
-            bill.unused.append(f"{price.source}: {what}")
+            if price.organization or not bill.settings.org:  # others may have used it
+                bill.unused.append(f"{price.source}: {what}")
             if (price.profile, INSTANCE, *whom) in used:
                 missing = f"no record of {price.profile} has {price.dimension}"
                 bill.unbilled.append(f"{price.source}: nothing to bill: {missing}")
@@ -1923,9 +1923,7 @@ def read_bill(settings: Settings, price_file: PriceFile, client: Client) -> Bill
         records = sum(len(records) for records in usage.values())
         reconciled = f"Reconciled with the partner-wide usage: {records} records"
     split_usage(client, usage, book)
-    bill = Bill(
-        settings, book, organizations, reconciled, [], [], [], [], []
-    )  # lines and warnings follow
+    bill = Bill(settings, book, organizations, reconciled, [], [], [], [], [])  # filled below
     if not settings.org:
         bill.unbilled.extend(book.unknown)
     for organization in unlisted:

@@ -95,11 +95,16 @@ def test_a_contract_that_nobody_used_is_a_warning_that_leaves_the_status(
     assert (result.status, len(result.warnings)) == (0, len(lines))
 
 
-def test_a_partial_bill_does_not_judge_prices_for_everyone(run: Run) -> None:
+def test_a_partial_bill_cannot_know_which_prices_for_everyone_nobody_used(run: Run) -> None:
     two = Partner([organization("o1", "A"), organization("b1", "B")], fixed([metered(), BETA]))
-    prices = f"{BOOK}gpu,,,,,1\ngpu,GPU,,,,1\nvm,,,,,1\n"
+    prices = f"{BOOK}gpu,,,,,1\nvm,,,,,1\n"
     result = run("--org=A", "--check", prices=prices, partner=two)
     assert (result.status, result.stderr, "Nobody used" in result.stdout) == (0, "", False)
+
+
+def test_a_partial_bill_warns_of_a_parameter_that_it_does_not_bill(run: Run) -> None:
+    result = run("--org=A", prices=f"{BOOK}gpu,,,,,1\ngpu,CPU,,,,1\n", partner=partner(metered()))
+    assert (result.status, ["nothing to bill" in each for each in result.warnings]) == (3, [True])
 
 
 def test_warnings_show_names_and_paths_whole_and_as_they_are(run: Run, tmp_path: Path) -> None:
