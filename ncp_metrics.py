@@ -455,8 +455,8 @@ def month_of(moment: datetime, zone: tzinfo) -> Period:
 
 def midnight(day: date, zone: tzinfo) -> datetime:
     """Return when a day begins: an hour later where clocks go forward at midnight."""
-    begins = datetime(day.year, day.month, day.day, tzinfo=zone)
-    return tz.resolve_imaginary(begins).astimezone(UTC)
+    # Of a midnight that is skipped, this is the moment at which the clocks go forward (PEP 495).
+    return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
 
 
 @lru_cache(maxsize=1000)
@@ -792,7 +792,7 @@ class PriceBook:
 
     def changes(self, use: Use) -> set[datetime]:
         """Return when, inside the period, another line of the book comes into force, or none is."""
-        moments = {self.period.start}
+        moments: set[datetime] = set()
         for price in self.hourly(use):
             moments |= {price.start, price.end}
         changes = set()
@@ -1684,7 +1684,7 @@ def check_prices(bill: Bill) -> None:
             if (price.profile, INSTANCE, *whom) in used:
                 missing = f"no record of {price.profile} has {price.dimension}"
                 bill.unbilled.append(f"{price.source}: nothing to bill: {missing}")
-            elif price.organization and price.profile not in known:
+            elif price.profile not in known:
                 bill.doubts.append(f"{price.source}: nobody used {what}: is the profile right?")
 
 
