@@ -16,17 +16,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
+from types import MappingProxyType
+from typing import Optional
 
 import pytest
-from example import NOW, PRICES, SMALL
+from example import BILLED, NOW, PRICES, SMALL
 from rafay_simulator import (
     DEFAULT_KEY,
     PARTNER_KEY,
     Behaviour,
-    FaultPlan,
+    Fault,
     Partner,
     Request,
     Simulator,
+    read_table,
 )
 
 sys.dont_write_bytecode = True  # no __pycache__ beside the script
@@ -37,6 +40,8 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "ncp_metrics.py"
 KEYS = re.compile(f"{DEFAULT_KEY}|{PARTNER_KEY}")
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+NO_CHANGE: Mapping[str, float] = MappingProxyType({})
+NO_FILES: Mapping[str, str] = MappingProxyType({})
 # The program waits as it always does, only shorter.
 QUICK = {
     "CONNECT_SECONDS": 5.0,
@@ -46,34 +51,71 @@ QUICK = {
 }
 
 
+Files = dict[str, str]
+Where = Callable[[Request], bool]
+FaultPlan = Callable[[Request], Optional[Fault]]
+
+
+def path_has(text: str) -> Where:
+    """Match the requests whose path contains a text."""
+    return lambda request: text in request.path
+
+
+anywhere = path_has("")
+
+
+def no_fault(request: Request) -> None:
+    """Give each request its plain answer."""
+
+
+def first(number: int, fault: Fault, where: Where = anywhere) -> FaultPlan:
+    """Give the fault to the first so many matching requests."""
+    faults = iter([fault] * number)
+    return lambda request: next(faults, None) if where(request) else None
+
+
+def always(fault: Fault, where: Where = anywhere) -> FaultPlan:
+    """Give the fault to every matching request."""
+    return lambda request: fault if where(request) else None
+
+
 @dataclass(frozen=True)
 class Result:
-    """What one run left behind, and what it asked the stand-in for."""
+    """What one run printed and wrote, and what it asked the stand-in for."""
 
     status: int
     stdout: str
     stderr: str
-    files: dict[str, str]
+    files: Files  # those that were not there before
     requests: list[Request]
 
-    @property
-    def raw(self) -> str:
-        """The text of the raw file."""
-        return self._file("ncp-metrics-[0-9]")
-
-    @property
-    def sorted(self) -> str:
-        """The text of the sorted file."""
-        return self._file("ncp-metrics-sorted-")
-
-    def _file(self, begin: str) -> str:
+    def read(self, begin: str) -> list[dict[str, str]]:
+        """Return the lines of the file whose name begins like this."""
         [text] = [text for name, text in self.files.items() if re.match(begin, name)]
-        return text
+        return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
 
     @property
     def rows(self) -> list[dict[str, str]]:
         """The lines of the raw file."""
-        return list(csv.DictReader(io.StringIO(self.raw, newline="")))
+        return self.read("ncp-metrics-[0-9]")
+
+    @property
+    def sorted(self) -> list[dict[str, str]]:
+        """The lines of the sorted file."""
+        return self.read("ncp-metrics-sorted-")
+
+    @property
+    def invoice(self) -> list[dict[str, str]]:
+        """The lines of the invoice file."""
+        return self.read("ncp-metrics-invoice-")
+
+    def cells(self, *columns: str) -> list[str]:
+        """Return some columns of each line of the raw file, with a space in between."""
+        return [" ".join(row[column] for column in columns) for row in self.rows]
+
+    def asked(self, where: Where) -> int:
+        """Return the number of matching requests."""
+        return sum(map(where, self.requests))
 
     @property
     def errors(self) -> list[str]:
@@ -99,9 +141,21 @@ def assert_failed(result: Result, *patterns: str, status: int = 1) -> None:
     assert not KEYS.search(result.stderr)
 
 
+def assert_billed(result: Result) -> None:
+    """Assert that the example was billed, without a warning."""
+    assert (result.status, result.stderr, len(result.files)) == (0, "", 2)
+    assert result.cells("instance", "usage_hours", "billing_amount") == BILLED
+
+
 def cases(names: str, table: Mapping[str, object]) -> pytest.MarkDecorator:
     """Run a test with each value of a table; the keys say what the cases are."""
     return pytest.mark.parametrize(names, list(table.values()), ids=list(table))
+
+
+def table(names: str, text: str) -> pytest.MarkDecorator:
+    """Run a test with each row of a table: what the case is, then a text for each name."""
+    rows = [pytest.param(*cells, id=case) for case, *cells in read_table(text)]
+    return pytest.mark.parametrize(names, rows)
 
 
 def environment(settings: Mapping[str, str], *, measured: bool = True) -> dict[str, str]:
@@ -115,9 +169,12 @@ def environment(settings: Mapping[str, str], *, measured: bool = True) -> dict[s
     return {**kept, **own, **settings}
 
 
-def command(*flags: str, constants: Mapping[str, float] | None = None, now: str = NOW) -> list[str]:
+Constants = Mapping[str, float]
+
+
+def command(*flags: str, constants: Constants = NO_CHANGE, now: str = NOW) -> list[str]:
     """Return the command line of a run at a time, with constants of the module changed."""
-    changed = [f"{name}={value}" for name, value in {**QUICK, **(constants or {})}.items()]
+    changed = [f"{name}={value}" for name, value in {**QUICK, **constants}.items()]
     return [sys.executable, str(ROOT / "tests/driver.py"), now, *changed, "--", *flags]
 
 
@@ -150,9 +207,14 @@ def directory(tmp_path: Path) -> Path:
     return path
 
 
-def contents(directory: Path) -> dict[str, str]:
-    """Return the text of each file in a directory."""
-    return {path.name: path.read_bytes().decode() for path in sorted(directory.iterdir())}
+def contents(directory: Path, before: Mapping[str, str] = NO_FILES) -> Files:
+    """Return the text of each file in a directory, but for those that were there before."""
+    files = {}
+    for path in sorted(directory.iterdir()):
+        text = path.read_bytes().decode()
+        if before.get(path.name) != text:
+            files[path.name] = text
+    return files
 
 
 Prepare = Callable[..., dict[str, str]]
@@ -165,12 +227,12 @@ def prepare(stand_in: Simulator, tmp_path: Path) -> Prepare:
     def prepare(
         partner: Partner | None = SMALL,
         behaviour: Behaviour | None = None,
-        fault: FaultPlan | None = None,
+        fault: FaultPlan = no_fault,
         latency: float = 0.0,
         prices: str | bytes | None = PRICES,
         **settings: str,
     ) -> dict[str, str]:
-        stand_in.reset(partner, behaviour, fault=fault, latency=latency)
+        stand_in.reset(partner, behaviour, fault, latency)
         environ = dict(stand_in.environ)
         if prices is not None:
             book = tmp_path / "prices.csv"
@@ -197,15 +259,16 @@ def run(
     """
 
     def run(
-        *flags: str, constants: Mapping[str, float] | None = None, now: str = NOW, **more: object
+        *flags: str, constants: Constants = NO_CHANGE, now: str = NOW, **more: object
     ) -> Result:
         environ = prepare(**more)
-        before = set(threading.enumerate())
+        files = contents(directory)
+        threads = set(threading.enumerate())
         capsys.readouterr()
         moment = datetime.fromisoformat(now.replace("Z", "+00:00"))
         with monkeypatch.context() as changed:
             changed.chdir(directory)
-            for name, value in {**QUICK, **(constants or {})}.items():
+            for name, value in {**QUICK, **constants}.items():
                 changed.setattr(ncp_metrics, name, value)
             try:
                 status = ncp_metrics.main(flags, environ, lambda: moment)
@@ -213,12 +276,12 @@ def run(
                 status = int(end.code or 0)
             stand_in.release()
             stdout, stderr = capsys.readouterr()
-            requests = list(stand_in.requests)
-            for thread in set(threading.enumerate()) - before:
+            for thread in set(threading.enumerate()) - threads:
                 if isinstance(thread, DummyProcess):  # of the program's pool
                     thread.join(5)
                     assert not thread.is_alive(), thread.name
-        return Result(status, stdout, stderr, contents(directory), requests)
+        new = contents(directory, files)
+        return Result(status, stdout, stderr, new, list(stand_in.requests))
 
     return run
 
@@ -233,13 +296,14 @@ def run_process(stand_in: Simulator, prepare: Prepare, directory: Path) -> Run:
 
     def run_process(
         *flags: str,
-        constants: Mapping[str, float] | None = None,
+        constants: Constants = NO_CHANGE,
         now: str = NOW,
         wrapper: Sequence[str] = (),
         measured: bool = True,
         **more: object,
     ) -> Result:
         environ = prepare(**more)
+        files = contents(directory)
         done = subprocess.run(
             [*wrapper, *command(*flags, constants=constants, now=now)],
             cwd=directory,
@@ -251,7 +315,7 @@ def run_process(stand_in: Simulator, prepare: Prepare, directory: Path) -> Run:
         )
         stand_in.release()
         assert "Traceback" not in done.stderr, done.stderr
-        requests = list(stand_in.requests)
-        return Result(done.returncode, done.stdout, done.stderr, contents(directory), requests)
+        new = contents(directory, files)
+        return Result(done.returncode, done.stdout, done.stderr, new, list(stand_in.requests))
 
     return run_process

@@ -1,218 +1,332 @@
-"""What is unbilled, and what the summary and the files say of it."""
+"""The bill as a whole: its files, warnings and status, its summary, a check, an invoice."""
 
 from __future__ import annotations
 
-import os
-import pty
+import hashlib
 import re
-import struct
-from fcntl import ioctl
+from decimal import Decimal
+from operator import itemgetter
 from pathlib import Path
-from subprocess import PIPE, Popen
-from termios import TIOCSWINSZ
-from typing import Any
 
-import pytest
-from conftest import Prepare, Run, cases, command, environment
-from example import SMALL, usage
-from rafay_simulator import Fault, Partner, always, first, fixed, organization, path_has
+from conftest import Result, Run, table
+from example import BETA, FILES, PRICES, RAW, SORTED, label, quantity, tenants, usage
+from rafay_simulator import Json, organization, read_table
 
-BOOK = "profile,dimension,organization,effective_from,effective_to,hourly_rate\n"
-GPU = {"name": "GPU", "usage": "10.00h", "is_label": True, "label_value": "2"}
-DISK = {"name": "disk", "usage": "1200.00h", "is_label": False}
-
-
-def partner(*records: Any) -> Partner:
-    """Meter these records for an organization A."""
-    return Partner([organization("o1", "A")], fixed(compute=records))
-
-
-def metered(*parameters: Any, hours: str = "10h", name: str = "i", **more: Any) -> Any:
-    """Meter an instance of a profile gpu."""
-    return usage("o1", name, "gpu", hours, parameters=list(parameters), **more)
-
-
-@pytest.mark.parametrize(
-    ("prices", "records", "warnings"),
-    [
-        ("gpu,,,,,1", [metered()], []),
-        ("", [metered()], ["instance of gpu has no price: 10.00 hours"]),
-        ("gpux1,,,,,1", [usage("o1", "i", "gpux", "1h")], ["gpux has no price"]),
-        ("", [metered(hours="0h")], []),
-        ("", [metered(hours="0h"), metered(name="j")], ["has no price: 10.00 hours"]),
-        ("gpu,,,,,0", [metered()], []),
-        ("gpu,,,,,1\nx,,Aa,,,1", [metered()], ["line 3: organization 'Aa' is not listed"]),
-        ("gpu,,,,,1\nx,,B,2026-07-01,,1\nx,,B,,2026-06-01,1", [metered()], []),
-        (
-            "gpu,,,,,1\ngpu,CPU,,,,1",
-            [metered(GPU)],
-            ["line 3: nothing to bill: no record of gpu has CPU"],
-        ),
-        ("gpu,,,,,1\ngpu,CPU,,2026-07-01,,1\nother,CPU,,,,1", [metered(GPU)], []),
-        ("gpu,,,,,1\ngpu,GPU,,,,1", [metered(GPU), metered(name="j")], []),
-        (
-            "gpu,,,,,1\ngpu,disk,,2026-06-11,,1",
-            [metered(DISK)],
-            ["disk of gpu has no price: 1200.00 hours of A (o1) are not billed"],
-        ),
-    ],
+JUNE = "2026-06-01T00:00:00Z to 2026-07-01T00:00:00Z (end excluded)"
+COLUMNS = """profile hourly_rate organization dimension effective_from effective_to profile_type
+monthly_rate monthly_minimum""".split()
+USED = tenants(
+    usage("o1", "i", "gpu", "10h", parameters=[label("GPU", "2"), quantity("disk", "1200h")]),
+    usage("o1", "k", "gpu", "5h"),
+    usage("o1", "off", "idle", "0h"),
+    usage("o2", "j", "vm", "2h"),
 )
-def test_what_is_unbilled_is_a_warning_and_status_3(
-    run: Run, prices: str, records: list[Any], warnings: list[str]
+BASIC = "gpu,1 vm,1 "  # what USED is billed with
+
+
+def book(lines: str) -> str:
+    """Return a price book with lines such as `gpu,1 vm,1`, whose last cells may be left out."""
+    text = ",".join(COLUMNS)
+    for line in lines.split():
+        cells = line.count(",") + 1
+        blank = "," * (len(COLUMNS) - cells)
+        text += f"\n{line}{blank}"
+    return text
+
+
+# Files
+
+
+def test_a_bill_is_two_files_and_a_summary_with_what_an_auditor_asks_for(
+    run: Run, directory: Path, tmp_path: Path
 ) -> None:
-    result = run(prices=f"{BOOK}{prices}\n", partner=partner(*records))
-    assert f"prices: {len(prices.splitlines())}," in result.stdout
-    assert len(result.warnings) == len(warnings)
-    assert [text for text, line in zip(warnings, result.warnings) if text not in line] == []
-    assert (result.status, len(result.files)) == (3 if warnings else 0, 2)
+    version = run("--version").stdout.strip()
+    result = run()
+    assert (result.status, result.stderr) == (0, "")
+    assert result.files == FILES
+    digest = hashlib.sha256(PRICES.encode()).hexdigest()
+    zone = f"Time zone: UTC, version: {version}"
+    prices = f"Price book: {tmp_path}/prices.csv, prices: 3, SHA-256: {digest}"
+    files = f"File: {directory}/{RAW}\nFile: {directory}/{SORTED}\n"
+    for text in (f"Period: {JUNE}", "Reconciled", zone, prices, files):
+        assert text in result.stdout
 
 
-BETA = usage("b1", "j", "vm", "1h")
+# Each is less than the next in one column, but more in the columns to the right of that.
+IN_ORDER = """
+o3 | z | service | z | z | z
+o1 | z | service | z | z | z
+o2 | a | service | z | z | z
+o2 | b | compute | z | z | z
+o2 | b | service | a | z | z
+o2 | b | service | b | a | z
+o2 | b | service | b | b | a
+o2 | b | service | b | b | b
+"""
 
 
-@pytest.mark.parametrize(
-    ("flags", "prices", "lines"),
-    [
-        ("", "gpu,,,,,1\nvm,,,,,1\ngpuu,,A,,,2", [4]),
-        ("", "gpu,,,,,1\nvm,,,,,1\ngpuu,disk,A,,,2", [4]),
-        ("", "gpu,,,,,1\nvm,,,,,1\ngpuu,,A,,,2\ngpuu,,,,,3", []),
-        ("", "gpu,,,,,1\nvm,,,,,1\ngpuu,,A,,2026-06-01,2\ngpuu,,A,2026-07-01,,2", []),
-        ("", "gpu,,,,,1\nvm,,,,,1\nvm,,A,,,2", []),
-        ("", "gpu,,A,,,1\nvm,,,,,1\ngpu,,B,,,2", []),
-        ("", "gpu,,,,,1\nvm,,,,,1\ngpuu,,,,,2", []),
-        ("--org=A", "gpu,,,,,1\ngpuu,,A,,,2\ngpuu,,B,,,2", [3]),
-    ],
+def test_the_sorted_file_has_the_lines_of_the_raw_file_in_a_stable_order(run: Run) -> None:
+    records: dict[str, list[Json]] = {"compute": [], "service": []}
+    for number, cells in enumerate(read_table(IN_ORDER)):
+        whose, project, profile_type, profile, instance, instance_id = cells
+        record = usage(whose, instance, profile, "1h", status=str(number))
+        record["instance_project_name"] = project
+        record["instance_id"] = instance_id
+        record["parameters"] = [quantity("disk", "1h")]
+        records[profile_type].insert(0, record)
+    # Names are compared before ids, ignoring case.
+    names = {"o2": "Beta", "o1": "BETA", "o3": "alpha"}
+    listed = [organization(id_, name) for id_, name in names.items()]
+    partner = tenants(*records["compute"], service=records["service"], listed=listed)
+    result = run(partner=partner, prices=book("z,1,,disk a,1,,disk b,1,,disk"))
+    assert result.sorted == sorted(result.rows, key=itemgetter("status"))
+    assert len(result.sorted) == 16
+
+
+# Warnings and status
+
+
+@table(
+    "lines, flags, status, warning",
+    """
+    no price at first | gpu,1,,disk,2026-06-11 |            | 3 | disk of gpu has no price: 1200
+    unknown tenant    | x,1,Gamma              |            | 3 | 4: organization 'Gamma' is not
+    no parameter      | gpu,1,,CPU             |            | 3 | 4: nothing to bill: no record of
+    of 0 hours        | idle,1,,CPU            |            | 3 | no record of idle has CPU
+    of a contract     | gpu,1,Acme,CPU         |            | 3 | no record of gpu has CPU
+    of a partial bill | gpu,1,,CPU             | --org=Acme | 3 | no record of gpu has CPU
+    no month          | x,,Acme,,,,,5          |            | 3 | 4: no fee x: the period is not a
+    a contract        | x,2,Acme               |            | 0 | 4: nobody used instance of x, for
+    for a parameter   | x,2,Acme,CPU           |            | 0 | nobody used CPU of x, for Acme
+    in a partial bill | x,2,Acme               | --org=Acme | 0 | nobody used instance of x, for
+    like a fee        | x,,Acme,,,,,5 x,1,Acme,month | --month=2026-05 | 0 | nobody used month of x
+    too many hours    | | --from=2026-06-01 --to=2026-06-01T09:00 | 0 | more hours than the period
+    """,
 )
-def test_a_contract_that_nobody_used_is_a_warning_that_leaves_the_status(
-    run: Run, flags: str, prices: str, lines: list[int]
+def test_what_may_not_be_billed_is_a_warning_and_status_3_and_what_is_odd_a_warning(
+    run: Run, lines: str, flags: str, status: str, warning: str
 ) -> None:
-    two = Partner(
-        [organization("o1", "A"), organization("b1", "B")], fixed(compute=[metered(), BETA])
-    )
-    result = run(*flags.split(), prices=f"{BOOK}{prices}\n", partner=two)
-    said = r"line (\d): nobody used \w+ of gpuu, for A \(o1\)"
-    assert [int(number) for number in re.findall(said, "\n".join(result.warnings))] == lines
-    assert (result.status, len(result.warnings)) == (0, len(lines))
+    result = run(*flags.split(), partner=USED, prices=book(BASIC + lines))
+    [said] = result.warnings
+    assert warning in said
+    assert result.stdout.endswith(f"\nWarnings: 1, status: {status}\n")
+    assert result.status == int(status)
 
 
-def test_a_partial_bill_cannot_know_which_prices_for_everyone_nobody_used(run: Run) -> None:
-    two = Partner([organization("o1", "A"), organization("b1", "B")], fixed([metered(), BETA]))
-    prices = f"{BOOK}gpu,,,,,1\nvm,,,,,1\n"
-    result = run("--org=A", "--check", prices=prices, partner=two)
-    assert (result.status, result.stderr, "Nobody used" in result.stdout) == (0, "", False)
+@table(
+    "lines, flags",
+    """
+    free or unused    | gpu,0,Acme x,1 x,1,,CPU          |
+    used by some      | gpu,1,,GPU gpu,1,,disk           |
+    used by others    | vm,2,Acme idle,2,Beta            |
+    used by no other  | gpu,1,Beta,CPU                   |
+    with a list price | x,1,Acme x,1                     |
+    of another type   | gpu,1,,CPU,,,service             |
+    not yet in force  | x,1,Acme,,2026-07-01 gpu,1,,CPU,2026-07-01 |
+    no more in force  | x,1,Gamma,,,2026-06-01           |
+    of others         | x,1,Gamma x,1,Beta x,,Beta,,,,,5 | --org=Acme
+    of a month        | x,,Acme,,,,,5                    | --month=2026-05
+    """,
+)
+def test_what_happens_every_month_is_no_warning(run: Run, lines: str, flags: str) -> None:
+    result = run(*flags.split(), partner=USED, prices=book(BASIC + lines))
+    assert (result.status, result.stderr) == (0, "")
 
 
-def test_a_partial_bill_warns_of_a_parameter_that_it_does_not_bill(run: Run) -> None:
-    result = run("--org=A", prices=f"{BOOK}gpu,,,,,1\ngpu,CPU,,,,1\n", partner=partner(metered()))
-    assert (result.status, ["nothing to bill" in each for each in result.warnings]) == (3, [True])
-
-
-def test_warnings_show_names_and_paths_whole_and_as_they_are(run: Run, tmp_path: Path) -> None:
-    out = tmp_path.joinpath("a  b", "x" * 200, "y" * 200, "z" * 200)
+@table(
+    "flags, lines, about",
+    """
+    a bill       |           | gpu,1                       | 1, status: 3
+    a check      | --check   | gpu,1 vm,1 x,1,Acme         | 1, status: 0
+    a quiet bill | --quiet   | vm,1 gpu,1,,disk,2026-06-11 | 2, status: 3
+    an invoice   | --invoice | gpu,1 x,1,Acme              | 2, status: 3
+    """,
+)
+def test_the_last_line_of_stderr_is_understood_when_it_is_read_alone(
+    run: Run, tmp_path: Path, flags: str, lines: str, about: str
+) -> None:
+    out = tmp_path.joinpath("two  spaces", "long" * 50, "longer" * 40)
     out.mkdir(parents=True)
-    result = run("--invoice", f"--output-dir={out}", prices=BOOK, partner=partner(metered()))
-    assert result.stderr.count(f"{out}/ncp-metrics-") == 3
+    result = run(*flags.split(), partner=USED, prices=book(lines), OUTPUT_DIR=str(out))
+    last = result.stderr.splitlines()[-1]
+    begin, files = last.split(", files: ")
+    assert begin == f"ncp_metrics: warnings: {about}, period: {JUNE}"
+    written = map(str, out.iterdir())
+    assert sorted(files.split(", ")) == (sorted(written) or ["none"])
 
 
-ENDS = {
-    "nothing to say": ("gpu,,,,,1", 0, 0),
-    "unpriced": ("", 1, 3),
-    "a doubt": ("gpu,,,,,1\ngpuu,,A,,,2", 1, 0),
-    "both": ("gpuu,,A,,,2", 2, 3),
-}
+# Summary
 
 
-@cases("prices, number, status", ENDS)
-@pytest.mark.parametrize("flags", ["", "--check", "--quiet", "--invoice"])
-def test_a_mail_or_a_log_that_is_read_alone_is_understood(
-    run: Run, flags: str, prices: str, number: int, status: int
+def read_tables(result: Result) -> list[list[str]]:
+    """Return the tables of organizations and of profiles, with single spaces, without headings."""
+    tables = []
+    for text in result.stdout.split("\n\n")[1:3]:
+        rows = [" ".join(line.split()) for line in text.splitlines()]
+        tables.append(rows[1:])
+    return tables
+
+
+def test_the_summary_adds_up_what_organizations_and_profiles_are_billed(run: Run) -> None:
+    partner = tenants(
+        usage("o1", "a", "gpu", "500h", parameters=[quantity("disk", "8h")]),
+        usage("o1", "a", "gpu", "300h", profile_id="after a change"),
+        usage("o1", "b", "new", "1h"),
+        usage("o2", "c", "gpu", "400h"),
+        usage("o2", "d", "new", "2h"),
+    )
+    result = run(partner=partner, prices=book("gpu,2.5 gpu,1,,disk"), CURRENCY="EUR")
+    headings = re.findall("(.*?) +Instances +Hours +Amount .EUR.", result.stdout)
+    assert headings == ["Organization", "Profile"]
+    organizations, profiles = read_tables(result)
+    assert organizations == [
+        "Acme (o1) 2 801.00 2,008.00",
+        "Beta (o2) 2 402.00 1,000.00",
+        "Total 4 1,203.00 3,008.00",
+    ]
+    assert profiles == [
+        "gpu 2 1,200.00 3,008.00",
+        "new 2 3.00",
+        "Total 4 1,203.00 3,008.00",
+    ]
+
+
+def test_what_looks_alike_in_the_summary_is_not_added_up(run: Run) -> None:
+    names = {"c": "A (b)", "b) (c": "A", "d": "A"}
+    partner = tenants(
+        usage("c", "i", "Total", "1h"),
+        usage("b) (c", "j", "gold (fee)", "2h"),
+        usage("d", "k", "gold (fee)", "4h"),
+        listed=[organization(id_, name) for id_, name in names.items()],
+    )
+    prices = "profile,organization,monthly_rate,hourly_rate\ngold,c,5,\ngold (fee),,,1\n"
+    organizations, profiles = read_tables(run("--month=last", partner=partner, prices=prices))
+    assert organizations == [
+        "A (b) (c) 1 1.00 5.00",
+        "A (b) (c) 1 2.00 2.00",
+        "A (d) 1 4.00 4.00",
+        "Total 3 7.00 11.00",
+    ]
+    assert profiles == [
+        "Total 1 1.00",
+        "gold (fee) 0 0.00 5.00",
+        "gold (fee) 2 6.00 6.00",
+        "Total 3 7.00 11.00",
+    ]
+
+
+# Check
+
+
+def without(begin: str, result: Result) -> list[str]:
+    """Return the lines of the summary, without those that begin like this."""
+    lines = result.stdout.splitlines()
+    return [line for line in lines if not line.startswith(begin)]
+
+
+@table(
+    "flags, lines",
+    """
+    not all is billed | --days=7               | gpu,1 x,,Acme,,,,,5 x,1
+    with an invoice   | --month=last --invoice | gpu,1 vm,1 x,,Acme,,,,,,5
+    a change of price | --org=Beta             | gpu,1 vm,1 vm,2,,,2026-06-28
+    """,
+)
+def test_a_check_is_the_bill_without_its_files(run: Run, flags: str, lines: str) -> None:
+    more = {"partner": USED, "prices": book(lines)}
+    bill = run(*flags.split(), **more)
+    check = run("--check", *flags.split(), **more)
+    assert check.files == {}
+    assert (check.status, check.warnings) == (bill.status, bill.warnings)
+    assert without("Nobody used: ", check) == without("File: ", bill)
+
+
+@table(
+    "flags, line, unused",
+    """
+    list price      |            | x,1                         | 4: instance of x, for everyone
+    free            |            | x,0                         | 4: instance of x, for everyone
+    in another case |            | GPU,1                       | 4: instance of GPU, for everyone
+    parameter       |            | x,1,,disk                   | 4: disk of x, for everyone
+    profile type    |            | gpu,1,,,,,service           | 4: instance of service gpu, for
+    contract        |            | vm,1,ACME                   | 4: instance of vm, for Acme (o1)
+    contract, by id | --org=Acme | x,1,o1                      | 4: instance of x, for Acme (o1)
+    first second    |            | x,1,,,,2026-06-01T00:00:01Z | 4: instance of x, for everyone
+    last second     |            | x,1,,,2026-06-30T23:59:59Z  | 4: instance of x, for everyone
+    expired         |            | x,1,,,,2026-06-01           |
+    future          |            | x,1,,,2026-07-01            |
+    overruled       |            | gpu,2,Acme                  |
+    used            |            | gpu,1,,disk                 |
+    used type       |            | gpu,1,,,,,compute           |
+    minimum         |            | x,,Acme,,,,,,5              |
+    unknown tenant  |            | x,1,Gamma                   |
+    others'         | --org=Acme | x,1,Beta                    |
+    everyone's      | --org=Acme | x,1                         |
+    """,
+)
+def test_a_check_lists_prices_in_force_that_nobody_used(
+    run: Run, flags: str, line: str, unused: str
 ) -> None:
-    result = run(*flags.split(), prices=f"{BOOK}{prices}\n", partner=partner(metered()))
-    assert result.status == status
-    if flags != "--quiet":
-        assert result.stdout.endswith(f"\nWarnings: {number}, status: {status}\n")
-    if number:
-        last = result.stderr.splitlines()[-1]
-        period = "2026-06-01T00:00:00Z to 2026-07-01T00:00:00Z (end excluded)"
-        begin = f"ncp_metrics: warnings: {number}, status: {status}, period: {period}, files: "
-        assert last.startswith(begin)
-        assert [name for name in result.files if name not in last] == []
-        assert last.endswith("files: none") == (flags == "--check")
-    else:
-        assert result.stderr == ""
+    result = run("--check", *flags.split(), partner=USED, prices=book(BASIC + line))
+    listed = re.findall("^Nobody used: .*/prices.csv: line (.*)", result.stdout, re.MULTILINE)
+    assert len(listed) == bool(unused)
+    assert unused in "".join(listed)
 
 
-def test_the_summary_counts_instances_and_hours_once_and_adds_all_amounts(run: Run) -> None:
-    both = partner(metered(GPU), metered(name="j"))
-    result = run(prices=f"{BOOK}gpu,,,,,1\ngpu,GPU,,,,1\n", partner=both)
-    header, first_line, *_ = (line.split() for line in result.stdout.split("\n")[2:])
-    assert header == "Organization Instances Hours Amount (USD)".split()
-    assert first_line == ["A", "(o1)", "2", "20.00", "40.00"]
+# Invoice
 
 
-LONG_LABEL = {**GPU, "usage": "720.02h"}
-OVERLONG = {
-    "rounding": ("", [metered(hours="720.01h")], 0),
-    "more": ("", [metered(hours="720.02h")], 1),
-    "two records": ("", [metered(hours="400h", profile_id=each) for each in "12"], 0),
-    "a billed label": ("gpu,GPU,,,,1\n", [metered(LONG_LABEL)], 1),
-    "a label that is not billed": ("", [metered(LONG_LABEL)], 0),
-    "a quantity": ("gpu,disk,,,,1\n", [metered(DISK)], 0),
-}
-
-
-@cases("prices, records, number", OVERLONG)
-def test_more_hours_in_a_record_than_its_period_has_are_a_warning(
-    run: Run, prices: str, records: list[Any], number: int
+def test_an_invoice_adds_up_the_lines_of_a_tenant_with_one_rate_in_the_sorted_order(
+    run: Run,
 ) -> None:
-    result = run(prices=f"{BOOK}gpu,,,,,1\n{prices}", partner=partner(*records))
-    assert (result.status, len(result.warnings)) == (0, number)
-    assert all("id-i" in each and "more hours" in each for each in result.warnings)
+    partner = tenants(
+        usage("o2", "one", "gpu", "10h"),
+        usage("o1", "two", "gpu", "1.25h", parameters=[quantity("disk", "0.125h")]),
+        usage("o1", "one", "gpu", "1h"),
+        usage("o1", "one", "gpu", "2h", start_time="later"),
+        usage("o1", "new", "=new", "3h"),
+        usage("o1", "off", "=new", "0h"),
+        service=[
+            usage("o1", "lab", "notebook", "0.5h"),
+            usage("o1", "s", "gpu", "4h", instance_name="two"),
+        ],
+        listed=[BETA, organization("o1", "Acme", external_id="C-1")],
+    )
+    prices = """gpu,2.50 gpu,2.5,,,2026-06-16 gpu,2.00,Beta,,2026-06-16 gpu,2.5,,disk notebook,1
+        gold,,Acme,,,,,500 gold,,Acme,,,,,,7 *,,Acme,,,,,,1000"""
+    result = run("--invoice", "--month=last", partner=partner, prices=book(prices))
+    columns = """organization external_id charge profile dimension instances usage_hours
+        billing_rate billing_amount currency"""
+    cells = itemgetter(*columns.split())
+    # Each of the two parts is metered alike; 2.50 and 2.5 are one rate. Half cents are rounded
+    # line by line: 3.13, 2.50, 5.00 and 10.00, twice.
+    assert [",".join(cells(row)) for row in result.invoice] == [
+        "Acme,C-1,minimum,*,month,0,,,950.62,USD",
+        "Acme,C-1,fee,gold,month,0,,,500.00,USD",
+        "Acme,C-1,minimum,gold,month,0,,,7.00,USD",
+        "Acme,C-1,usage,'=new,instance,2,3.00,,,USD",
+        "Acme,C-1,usage,gpu,instance,3,16.50,2.50,41.26,USD",
+        "Acme,C-1,usage,gpu,disk,1,0.25,2.5,0.62,USD",
+        "Acme,C-1,usage,notebook,instance,1,0.50,1,0.50,USD",
+        "Beta,,usage,gpu,instance,1,10.00,2.50,25.00,USD",
+        "Beta,,usage,gpu,instance,1,10.00,2.00,20.00,USD",
+    ]
 
 
-def test_cells_are_one_line_and_no_formulas_and_hours_are_exact(run: Run) -> None:
-    names = ["=1", "+1", "-1", "@1", "a\tb\nc\r\u2028d\x00"]
-    records = [metered(name=name, hours="0.1250h") for name in names]
-    rows = run(prices=f"{BOOK}gpu,,,,,1\n", partner=partner(*records)).rows
-    assert [row["instance"] for row in rows] == ["'=1", "'+1", "'-1", "'@1", "a b c  d "]
-    assert {(row["usage_hours"], row["billing_amount"]) for row in rows} == {("0.125", "0.13")}
+def test_the_period_of_an_invoice_is_the_bills_in_its_time_zone(run: Run) -> None:
+    prices = book("gpu,1,,,2026-06-16 gold,,Acme,,,,,5")
+    flags = ("--invoice", "--month=2026-06", "--timezone=Europe/Berlin")
+    result = run(*flags, partner=USED, prices=prices, now="2026-06-20T10:00:00Z")
+    periods = {(row["period_start"], row["period_end"]) for row in result.invoice}
+    assert periods == {("2026-06-01T00:00:00+02:00", "2026-06-20T12:00:00+02:00")}
 
 
-KEY = "ab/cdef-12\\3"
-
-
-@pytest.mark.parametrize("said", [KEY, KEY.upper()])
-def test_a_key_is_never_shown_in_part(run: Run, said: str) -> None:
-    answer = Fault("answer", status=404, body=f"{said} ".encode() * 40)
-    result = run(RAFAY_DEFAULT_API_KEY=KEY, fault=always(answer, path_has("usage")))
-    assert (result.status, "***" in result.stderr) == (1, True)
-    assert [part for part in ("cdef", "12") if part in result.stderr.lower()] == []
-
-
-@pytest.mark.parametrize("password", ["s3cr/et9x", "s3cr#et9x", "s3cr@et9x", "s3cr?et9x"])
-@pytest.mark.parametrize("begin", ["http://", ""])
-def test_the_password_of_a_proxy_is_never_shown_in_part(
-    run: Run, monkeypatch: pytest.MonkeyPatch, begin: str, password: str
-) -> None:
-    proxy = f"{begin}me:{password}@127.0.0.1:9"
-    monkeypatch.setenv("HTTPS_PROXY", proxy)
-    more = {"HTTPS_PROXY": proxy, "constants": {"CONNECT_SECONDS": 0.5}}
-    result = run(RAFAY_CONSOLE_URL="https://a.invalid", RECONCILE="0", **more)
-    assert (result.status, bool(result.errors)) == (1, True)
-    assert [part for part in ("s3cr", "et9x") if part in result.stderr] == []
-
-
-def test_progress_stays_on_one_line_of_a_narrow_terminal(prepare: Prepare) -> None:
-    leader, follower = pty.openpty()
-    ioctl(follower, TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-    busy = first(2, Fault("answer", status=503, body=b"overloaded " * 9), path_has("usage"))
-    environ = environment(prepare(SMALL, fault=busy))
-    slow = command("--check", constants={"BACKOFF_SECONDS": 1.5, "RETRY_AFTER_SECONDS": 1.5})
-    with Popen(slow, env=environ, stderr=follower, stdout=PIPE) as process:
-        os.close(follower)
-        assert process.wait(50) == 0
-    shown = os.read(leader, 10_000).decode()
-    os.close(leader)
-    lines = shown.replace("\x1b[K", "").split("\r")
-    assert "retrying: HTTP 503" in shown
-    assert max(map(len, lines)) <= 39
+def test_all_files_and_the_summary_have_the_same_totals(run: Run) -> None:
+    result = run("--invoice", "--month=last", partner=None, prices=None)
+    totals = set()
+    for rows in (result.rows, result.sorted, result.invoice):
+        hours = sum(Decimal(row["usage_hours"] or 0) for row in rows)
+        amount = sum(Decimal(row["billing_amount"] or 0) for row in rows)
+        totals.add((hours, amount))
+    [(_, amount)] = totals
+    assert f" {amount:,f}\n" in result.stdout

@@ -1,173 +1,206 @@
-"""Settings: where each comes from, its default, which values are valid; and every other flag."""
+"""Settings: where each comes from, its default, which values are valid; and the other flags."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from zoneinfo import available_timezones
+import zoneinfo
 
 import pytest
-from conftest import ROOT, Run, assert_failed
-from example import usage
-from rafay_simulator import (
-    DEFAULT_KEY,
-    PARTNER_KEY,
-    Partner,
-    Simulator,
-    fixed,
-    organization,
-)
+from conftest import ROOT, Run, assert_billed, assert_failed, cases, table
+from example import tenants, usage
+from rafay_simulator import DEFAULT_KEY, PARTNER_KEY, Simulator, organization
 
 import ncp_metrics
 
-REQUIRED = ["RAFAY_CONSOLE_URL", "RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY"]
-SETTINGS = [  # variable, flag, value, what the summary then shows, what it shows by default
-    ("DAYS", "--days", "7", "2026-06-24T00:00:00Z to", "2026-06-01T00:00:00Z to"),
-    ("BILLING_MONTH", "--month", "2026-05", "2026-05-01T00:00:00Z to", "2026-06-01T00:00:00Z to"),
-    ("TIMEZONE", "--timezone", "Asia/Tokyo", "Asia/Tokyo", "UTC"),
-    ("CURRENCY", "--currency", "EUR", "EUR", "USD"),
-    ("PRICING_FILE", "--pricing", "../prices.csv", "/prices.csv", f"{ROOT}/pricing.csv"),
-    ("OUTPUT_DIR", "--output-dir", "../other", "/other/ncp-metrics", "/out/ncp-metrics"),
-]
-OPTIONAL = [each[0] for each in SETTINGS] + ["WORKERS", "RECONCILE", "RAFAY_OPS_CONSOLE_URL"]
-FLAGS = [each[1] for each in SETTINGS] + ["--from", "--to", "--org"]  # those with a value
-SWITCHES = ["--no-reconcile", "--check", "--quiet", "--verbose", "--version"]
-HELP = [*REQUIRED, *OPTIONAL, *FLAGS, *SWITCHES, "\n  129, 130, 143 "]
-VALID = {
-    "DAYS": ["1", "3650"],
-    "WORKERS": ["1", "32"],
-    "RECONCILE": ["0", "1"],
-    "CURRENCY": ["USD", "XYZ"],
-    "RAFAY_DEFAULT_API_KEY": ["12345678"],
-    "PARTNER_API_KEY": ["".join(map(chr, range(ord("!"), ord("~") + 1)))],
-    "RAFAY_CONSOLE_URL": [
-        *"acme.com acme.com/ acme.com:8443 rafay:8443 192.0.2.7 [2001:db8::7]:8443".split(),
-        *"https://acme.com https://acme.com:65535/ HTTPS://acme.com http://localhost".split(),
-        *"http://LOCALHOST:8080 http://127.9.9.9 http://127.0.0.1:8080/ http://[::1]:8080".split(),
-    ],
-}
-INVALID = {  # the beginning of the error: values of the variable
-    ("DAYS", "DAYS: .*3650"): [
-        *"0 3651 -7 +7 7.0 7e0 1_0 0x7 seven ٧ ７".split(),
-        *("7 7", "9" * 99),
-    ],
-    ("WORKERS", "WORKERS: .*32"): ["0", "33", "many"],
-    ("RECONCILE", "RECONCILE: .*1"): ["2", "yes"],
-    ("CURRENCY", "argument --currency: .*ISO 4217"): [
-        *"usd US$ $ US USDT EURO 840 ÚSD ＵＳＤ".split(),
-    ],
-    ("TIMEZONE", "argument --timezone: .*IANA"): [
-        *"utc Europe/berlin Europe Europe/ Europe//Berlin Foo/Bar Z UTC+3 GMT+3 +02:00".split(),
-        *"CEST CET-1CEST,M3.5.0,M10.5.0/3 /etc/localtime ../UTC Europe/../UTC".split(),
-    ],
-    ("OUTPUT_DIR", "argument --output-dir: .*directory"): ["none", "../prices.csv", "a" * 300],
-    **{
-        (name, f"{name}: .* 8 or more"): [
-            *("hunter2", "hunter2 hunter2", "hunter2\r\nhunter2", "hunter2\thunter2"),
-            *("hunter2hunter2é", "hunter2\u200bhunter2", "hunter2\x7fhunter2"),
-        ]
-        for name in ("RAFAY_DEFAULT_API_KEY", "PARTNER_API_KEY")
-    },
-    ("RAFAY_OPS_CONSOLE_URL", "RAFAY_OPS_CONSOLE_URL: .*https://"): [
-        "http://acme.com",
-        "ftp://me:hunter2@acme.com",
-    ],
-    ("RAFAY_CONSOLE_URL", "RAFAY_CONSOLE_URL: .*https://"): [
-        *"http://acme.com HTTP://acme.com http://192.0.2.7 http://0.0.0.0".split(),
-        *"http://[2001:db8::7] http://localhost.acme.com http://127.0.0.1.acme.com".split(),
-        *"ftp://me:hunter2@acme.com file:///etc ://acme.com me:hunter2://acme.com".split(),
-        *"me@acme.com https://me:hunter2@acme.com a@[::1] a.com:0 a.com:65536 a.com:99999".split(),
-        *"https:// https:/// https:acme.com https://https://acme.com https://[hunter2]".split(),
-        *"acme.com/console acme.com// acme.com#a acme..com acme\\com acmé.com 2001:db8::7".split(),
-        *"acme.com: acme.com:https acme.com:٨٤٤٣ acme.com:hunter2 acme.com/?key=hunter2".split(),
-    ],
-}
-KEYS_IN_FLAGS = ["--{}", "--api-key={}", "--key {}", "{}", "--quiet={}", "--month={}", "--org={}"]
-ORGANIZATIONS = {"4kd82ma": "Northwind", "p7w3xq9": "Fabrikam", "t2": "FABRIKAM", "x3": "p7w3xq9"}
-TENANTS = Partner(
-    [organization(*each) for each in ORGANIZATIONS.items()],
-    fixed(usage(owner, owner, "gpu", "1h") for owner in ("p7w3xq9", "t2", "4kd82ma", "unlisted")),
+OTHER_KEY = PARTNER_KEY.upper()
+
+# Where they come from
+
+
+def test_a_blank_variable_counts_as_unset(run: Run) -> None:
+    optional = "DAYS BILLING_MONTH TIMEZONE CURRENCY OUTPUT_DIR WORKERS RECONCILE"
+    blank = dict.fromkeys(optional.split(), " ")
+    assert_billed(run(RAFAY_OPS_CONSOLE_URL="", **blank))
+
+
+@table(
+    "default",
+    """
+    30 days    | Period: 2026-06-01T00:00:00Z to 2026-07-01T00:00:00Z
+    UTC        | Time zone: UTC
+    USD        | Amount (USD)
+    directory  | /out/ncp-metrics-07
+    reconciled | Reconciled
+    """,
 )
+def test_a_setting_has_a_default(run: Run, default: str) -> None:
+    assert default in run().stdout
 
 
-@pytest.mark.parametrize("environ", [{}, dict.fromkeys(OPTIONAL, ""), dict.fromkeys(OPTIONAL, " ")])
-def test_an_unset_or_blank_variable_has_its_default(run: Run, environ: dict[str, str]) -> None:
-    result = run(prices=None, **environ)
-    assert [default for *_, default in SETTINGS if default not in result.stdout] == []
+def test_the_default_price_book_is_beside_the_script(run: Run) -> None:
+    assert f"Price book: {ROOT}/pricing.csv" in run(prices=None, PRICING_FILE=" ").stdout
 
 
-@pytest.mark.parametrize("by_flag", [True, False], ids=["flag", "variable"])
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda each: each[0])
+@table(
+    "flag, variable, value, shown",
+    """
+    days       | --days       | DAYS          | 7             | Period: 2026-06-24T00:00:00Z to
+    month      | --month      | BILLING_MONTH | 2026-05       | Period: 2026-05-01T00:00:00Z to
+    zone       | --timezone   | TIMEZONE      | Asia/Tokyo    | Time zone: Asia/Tokyo
+    currency   | --currency   | CURRENCY      | EUR           | Amount .EUR.
+    price book | --pricing    | PRICING_FILE  | ../prices.csv | Price book: /.*/prices.csv, prices:
+    directory  | --output-dir | OUTPUT_DIR    | ..            | File: /.*/../ncp-metrics-07
+    """,
+)
 def test_a_setting_is_its_flag_or_else_its_variable(
-    run: Run, tmp_path: Path, setting: tuple[str, ...], by_flag: bool
+    run: Run, flag: str, variable: str, value: str, shown: str
 ) -> None:
-    (tmp_path / "other").mkdir()
-    variable, flag, value, shown, _ = setting
-    flags = [f"{flag}={value}"] if by_flag else []
-    text = "nonsense" if by_flag else value
-    result = run(*flags, **{variable: f" {text}\n"})
-    assert result.status == 0
-    assert shown in result.stdout
+    by_variable = run(**{variable: f" {value}\n"})
+    by_flag = run(f"{flag}={value}", **{variable: "nonsense"})
+    for result in (by_variable, by_flag):
+        assert result.status == 0
+        assert re.search(shown, result.stdout)
 
 
-@pytest.mark.parametrize("environ", [{}, dict.fromkeys(REQUIRED, ""), dict.fromkeys(REQUIRED, " ")])
-def test_a_required_variable_that_is_unset_or_blank_is_an_error(
-    run: Run, stand_in: Simulator, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
-) -> None:
-    monkeypatch.setattr(stand_in, "environ", {})
-    assert_failed(run(**environ), f"error: not set: {', '.join(REQUIRED)}", status=2)
+@table(
+    "names",
+    """
+    all | RAFAY_CONSOLE_URL, RAFAY_DEFAULT_API_KEY, PARTNER_API_KEY
+    one | PARTNER_API_KEY
+    """,
+)
+def test_all_required_variables_that_are_missing_are_named(run: Run, names: str) -> None:
+    result = run(**dict.fromkeys(names.split(", "), " "))
+    assert_failed(result, f"error: not set: {names}: see --help$", status=2)
 
 
-def test_only_what_is_missing_is_named(run: Run) -> None:
-    result = run(PARTNER_API_KEY=" ")
-    assert_failed(result, "error: not set: PARTNER_API_KEY: see --help$", status=2)
-
-
-@pytest.mark.parametrize("flag", FLAGS)
-@pytest.mark.parametrize("blank", ["", " "])
+@pytest.mark.parametrize("blank", ["", " "], ids=["empty", "blank"])
+@table(
+    "flag",
+    """
+    month     | --month
+    days      | --days
+    start     | --from
+    end       | --to
+    zone      | --timezone
+    currency  | --currency
+    prices    | --pricing
+    directory | --output-dir
+    tenant    | --org
+    """,
+)
 def test_a_blank_flag_is_an_error(run: Run, flag: str, blank: str) -> None:
     result = run(f"{flag}={blank}")
-    assert_failed(result, f"\nncp_metrics: error: argument {flag}: ", status=2)
+    assert_failed(result, f"error: argument {flag}[ /:]", status=2)
     assert result.requests == []
 
 
-@pytest.mark.parametrize(("variable", "value"), [(k, value) for k in VALID for value in VALID[k]])
+# Which values are valid
+
+
+@table(
+    "variable, value",
+    """
+    one day         | DAYS                  | 1
+    ten years       | DAYS                  | 3650
+    one worker      | WORKERS               | 1
+    32 workers      | WORKERS               | 32
+    a new currency  | CURRENCY              | XYZ
+    a short key     | RAFAY_DEFAULT_API_KEY | 12345678
+    a plain key     | PARTNER_API_KEY       | !AZaz09~
+    a host          | RAFAY_CONSOLE_URL     | acme.com
+    a slash         | RAFAY_CONSOLE_URL     | acme.com/
+    a short host    | RAFAY_CONSOLE_URL     | rafay:8443
+    an address      | RAFAY_CONSOLE_URL     | 192.0.2.7
+    a v6 address    | RAFAY_CONSOLE_URL     | [2001:db8::7]:8443
+    a URL           | RAFAY_CONSOLE_URL     | HTTPS://acme.com:65535/
+    loopback        | RAFAY_CONSOLE_URL     | http://LOCALHOST:8080
+    loopback's net  | RAFAY_CONSOLE_URL     | http://127.9.9.9
+    v6 loopback     | RAFAY_CONSOLE_URL     | http://[::1]:8080/
+    """,
+)
 def test_a_valid_value_is_accepted(run: Run, variable: str, value: str) -> None:
+    # What is wrong is found next.
     result = run(prices="", **{variable: value})
     assert_failed(result, r"prices\.csv: needs a header", status=2)
 
 
-@pytest.mark.parametrize(
-    ("variable", "error", "value"),
-    [(*named, value) for named, values in INVALID.items() for value in values],
+@table(
+    "variable, value, error",
+    """
+    no days          | DAYS                  | 0         | DAYS: .* from 1 to 3650
+    many days        | DAYS                  | 3651      | DAYS: .* from 1 to 3650
+    a sign           | DAYS                  | +7        | DAYS: .* from 1 to 3650
+    not ASCII        | DAYS                  | ٧         | DAYS: .* from 1 to 3650
+    many workers     | WORKERS               | 33        | WORKERS: .* from 1 to 32
+    not a switch     | RECONCILE             | 2         | RECONCILE: .* 1 or 0
+    lower case       | CURRENCY              | usd       | argument --currency: .* ISO 4217
+    two letters      | CURRENCY              | US        | argument --currency: .* ISO 4217
+    four letters     | CURRENCY              | USDT      | argument --currency: .* ISO 4217
+    no zone          | TIMEZONE              | CEST      | argument --timezone: .* IANA
+    a path           | TIMEZONE              | ../UTC    | argument --timezone: .* IANA
+    a directory      | TIMEZONE              | Europe    | argument --timezone: .* IANA
+    no directory     | OUTPUT_DIR            | missing   | argument --output-dir: .* directory
+    a file           | OUTPUT_DIR            | /bin/sh   | argument --output-dir: .* directory
+    a short key      | RAFAY_DEFAULT_API_KEY | hunter2   | RAFAY_DEFAULT_API_KEY: .* 8 or more
+    a short key      | PARTNER_API_KEY       | hunter2   | PARTNER_API_KEY: .* 8 or more
+    a blank in a key | PARTNER_API_KEY       | hunter2 hunter2    | PARTNER_API_KEY: .* printable
+    a control        | PARTNER_API_KEY       | hunter2\x7fhunter2 | PARTNER_API_KEY: .* printable
+    not ASCII        | PARTNER_API_KEY       | hunter2éhunter2    | PARTNER_API_KEY: .* printable
+    """,
 )
-def test_an_invalid_value_is_an_error_without_secrets(
-    run: Run, variable: str, error: str, value: str
-) -> None:
+def test_an_invalid_value_is_an_error(run: Run, variable: str, value: str, error: str) -> None:
     result = run(**{variable: value})
-    assert_failed(result, f"(?m)^ncp_metrics: error: {error}", status=2)
+    assert_failed(result, f"ncp_metrics: error: {error}", status=2)
     assert "hunter2" not in result.stderr
     assert result.requests == []
 
 
-def test_every_iana_time_zone_is_accepted(run: Run) -> None:
-    for name in available_timezones() - {"localtime"}:
-        result = run(prices="", TIMEZONE=name)
-        assert_failed(result, r"prices\.csv: needs a header", status=2)
-
-
-@pytest.mark.parametrize(
-    ("currency", "amount"), [("USD", "51.48"), ("XYZ", "51.48"), ("JPY", "51"), ("KWD", "51.475")]
+@table(
+    "url",
+    """
+    key in clear     | http://acme.com
+    v6 in clear      | http://[2001:db8::7]
+    all addresses    | http://0.0.0.0
+    like loopback    | http://localhost.acme.com
+    like 127.0.0.1   | http://127.0.0.1.acme.com
+    another scheme   | ftp://localhost
+    no host          | :8443
+    port 0           | acme.com:0
+    no such port     | acme.com:65536
+    a port's name    | acme.com:hunter2
+    an empty label   | acme..com
+    not ASCII        | acmé.com
+    a password       | https://me:hunter2@acme.com
+    a path           | acme.com/console
+    two slashes      | acme.com//
+    a query          | acme.com?key=hunter2
+    """,
 )
-def test_amounts_have_the_decimals_of_the_currency(run: Run, currency: str, amount: str) -> None:
-    row = run(CURRENCY=currency).rows[0]  # 20.59 h x 2.50
-    assert (row["billing_amount"], row["currency"]) == (amount, currency)
+def test_an_invalid_url_is_an_error(run: Run, url: str) -> None:
+    for variable in ("RAFAY_CONSOLE_URL", "RAFAY_OPS_CONSOLE_URL"):
+        result = run(**{variable: url})
+        assert_failed(result, f"error: {variable}: must be host, host:port or https://", status=2)
+        assert "hunter2" not in result.stderr
+        assert result.requests == []
 
 
-@pytest.mark.parametrize(("url", "status"), [("HTTP://LOCALHOST:{}/", 0), ("127.0.0.1:{}", 1)])
-def test_the_default_scheme_is_https(run: Run, stand_in: Simulator, url: str, status: int) -> None:
-    result = run(RAFAY_CONSOLE_URL=url.format(stand_in.url.rpartition(":")[2]))
-    assert (result.status, len(result.files)) == (status, 0 if status else 2)
+@table(
+    "url, status",
+    """
+    http  | HTTP://LOCALHOST:{}/ | 0
+    https | 127.0.0.1:{}         | 1
+    """,
+)
+def test_the_default_scheme_is_https(run: Run, stand_in: Simulator, url: str, status: str) -> None:
+    port = stand_in.url.rpartition(":")[2]
+    result = run(RAFAY_CONSOLE_URL=url.format(port))
+    assert result.status == int(status)
+
+
+def test_utc_needs_no_zone_files(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(zoneinfo, "ZoneInfo")
+    assert_billed(run())
 
 
 def test_an_output_directory_must_be_writable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,89 +208,121 @@ def test_an_output_directory_must_be_writable(run: Run, monkeypatch: pytest.Monk
     assert_failed(run(), "argument --output-dir: .*writable directory", status=2)
 
 
-@pytest.mark.parametrize("key", [DEFAULT_KEY, PARTNER_KEY.upper()])
-@pytest.mark.parametrize("variable", ["RAFAY_CONSOLE_URL", *OPTIONAL])
-def test_no_error_shows_a_key_in_another_variable(run: Run, variable: str, key: str) -> None:
-    result = run(**{variable: key})
+# What no error shows
+
+
+@table(
+    "variable, text",
+    f"""
+    a host        | RAFAY_CONSOLE_URL     | {DEFAULT_KEY}
+    a subdomain   | RAFAY_OPS_CONSOLE_URL | https://{OTHER_KEY}.acme.com:443/
+    a path        | RAFAY_CONSOLE_URL     | https://acme.com/{DEFAULT_KEY}
+    of argparse   | CURRENCY              | {OTHER_KEY}
+    of our own    | DAYS                  | {DEFAULT_KEY}
+    a file's name | PRICING_FILE          | {OTHER_KEY}
+    """,
+)
+def test_a_key_in_a_setting_is_an_error_that_does_not_show_it(
+    run: Run, variable: str, text: str
+) -> None:
+    consoles = {"RAFAY_OPS_CONSOLE_URL": "127.0.0.1:9"}
+    result = run(**{**consoles, variable: text})
     assert_failed(result, status=2)
-    assert key.casefold() not in result.stderr.casefold()
+    for key in (DEFAULT_KEY, PARTNER_KEY):
+        assert key not in result.stderr.lower()
     assert result.requests == []
 
 
-@pytest.mark.parametrize("key", [DEFAULT_KEY, PARTNER_KEY.upper()])
-@pytest.mark.parametrize("variable", ["RAFAY_CONSOLE_URL", "RAFAY_OPS_CONSOLE_URL"])
-@pytest.mark.parametrize("url", ["https://{}.acme.com:443/", "https://me:{}@acme.com", "a.com/{}"])
-def test_no_error_shows_a_key_in_a_url(run: Run, url: str, variable: str, key: str) -> None:
-    result = run(**{variable: url.format(key)})
-    assert_failed(result, f"error: .*{variable}", status=2)
-    assert key.casefold() not in result.stderr.casefold()
-    assert result.requests == []
-
-
-@pytest.mark.parametrize("key", [DEFAULT_KEY, PARTNER_KEY.upper()])
-@pytest.mark.parametrize("flags", KEYS_IN_FLAGS)
-def test_no_error_shows_a_key_in_a_flag(run: Run, flags: str, key: str) -> None:
-    result = run(*flags.format(key).split())
+@cases("flag", {"unknown": f"--key={DEFAULT_KEY}", "known": f"--month={OTHER_KEY}"})
+def test_a_key_in_a_flag_is_an_error_that_does_not_show_it(run: Run, flag: str) -> None:
+    result = run(flag)
     assert_failed(result, status=2)
-    assert key.casefold() not in result.stderr.casefold()
+    for key in (DEFAULT_KEY, PARTNER_KEY):
+        assert key not in result.stderr.lower()
 
 
-@pytest.mark.parametrize("flag", ["--dayz=7", "--mon=last"])
-def test_a_flag_that_is_unknown_or_shortened_is_an_error(run: Run, flag: str) -> None:
-    error = f"\nncp_metrics: error: unrecognized arguments: {flag}"
-    assert_failed(run(flag), "^usage: ncp_metrics ", error, status=2)
+# Other flags
 
 
-@pytest.mark.parametrize(
-    ("flags", "billed"),
-    [
-        *(("--org=t2 --org=nORTHWIND", "4kd82ma t2"), ("--org=p7w3xq9", "p7w3xq9")),
-        ("--org=Northwind --org=4kd82ma", "4kd82ma"),
+def test_a_flag_is_not_shortened(run: Run) -> None:
+    error = "\nncp_metrics: error: unrecognized arguments: --mon=last"
+    assert_failed(run("--mon=last"), "^usage: ncp_metrics ", error, status=2)
+
+
+TWINS = tenants(
+    usage("b1", "i", "gpu", "1h"),
+    usage("b2", "j", "gpu", "1h"),
+    usage("a1", "k", "gpu", "1h"),
+    usage("unlisted", "l", "gpu", "1h"),
+    listed=[
+        organization("a1", "Acme"),
+        organization("b1", "Beta"),
+        organization("b2", "BETA"),
+        organization("x1", "b1"),
     ],
+)
+
+
+@table(
+    "flags, billed",
+    """
+    a name       | --org=aCME            | a1
+    an id        | --org=b2              | b2
+    as listed    | --org=b2 --org=Acme   | a1 b2
+    a name's id  | --org=b1              | b1
+    named twice  | --org=Acme --org=a1   | a1
+    """,
 )
 def test_org_makes_a_partial_bill_of_names_and_ids(run: Run, flags: str, billed: str) -> None:
-    result = run(*flags.split(), partner=TENANTS)
-    assert (result.status, result.stderr) == (0, "")  # not reconciled: no word of "unlisted"
-    assert [row["organization_id"] for row in result.rows] == billed.split()
-    assert "Partial bill" in result.stdout
+    result = run(*flags.split(), partner=TWINS)
+    assert result.cells("organization_id") == billed.split()
+    assert (result.status, result.stderr) == (0, "")  # no word of the unlisted one
+    assert "Partial bill, not reconciled" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("flags", "error"),
-    [
-        ("--org=Northwnd", "'Northwnd' is not listed; did you mean Northwind"),
-        ("--org=fabrikam", "'fabrikam' is ambiguous: give the id: p7w3xq9, t2"),
-        ("--check --org=Northwind --org=Acme", "'Acme' is not listed$"),
-    ],
+def test_blanks_around_a_name_do_not_count(run: Run) -> None:
+    result = run("--org= Acme ", partner=TWINS)
+    assert result.cells("organization_id") == ["a1"]
+
+
+@table(
+    "flag, error",
+    """
+    misspelled | --org=Acmee | organization 'Acmee' is not listed; did you mean Acme
+    ambiguous  | --org=beta  | organization 'beta' is ambiguous: give the id: b1, b2
+    """,
 )
-def test_an_unknown_or_ambiguous_org_is_an_error(run: Run, flags: str, error: str) -> None:
-    result = run(*flags.split(), partner=TENANTS)
-    assert_failed(result, f"error: --org: .*{error}", status=2)
+def test_an_unknown_or_ambiguous_org_is_an_error(run: Run, flag: str, error: str) -> None:
+    result = run(flag, partner=TWINS)
+    assert_failed(result, f"error: --org: {error}", status=2)
 
 
 @pytest.mark.parametrize("flag", ["-q", "--quiet"])
 def test_quiet_prints_warnings_only(run: Run, flag: str) -> None:
     result = run(flag, prices="profile,hourly_rate\n")
-    assert (result.status, result.stdout, len(result.files)) == (3, "", 2)
+    assert (result.status, result.stdout) == (3, "")
     assert result.warnings
 
 
 @pytest.mark.parametrize("flag", ["-v", "--verbose"])
 def test_verbose_prints_a_line_for_each_request(run: Run, flag: str) -> None:
     result = run(flag)
-    lines = result.stderr.splitlines()
-    assert len(lines) == len(result.requests) > 0
-    assert [line for line in lines if "?limit=" not in line] == []
+    requests = len(result.requests)
+    assert result.stderr.count("ncp_metrics: request: /") == requests > 0
 
 
-@pytest.mark.parametrize(
-    ("flag", "texts"),
-    [("-h", HELP), ("--help", HELP), ("--version", [r"^ncp_metrics 3\.0\.0\n$"])],
+@table(
+    "flag, shown",
+    """
+    short   | -h        | usage: ncp_metrics
+    help    | --help    | usage: ncp_metrics
+    version | --version | ncp_metrics
+    """,
 )
-def test_help_and_version_need_no_settings(run: Run, flag: str, texts: list[str]) -> None:
-    result = run(flag, prices=None, **dict.fromkeys(REQUIRED, ""))
+def test_help_and_version_need_no_settings(run: Run, flag: str, shown: str) -> None:
+    result = run(flag, prices=None, RAFAY_CONSOLE_URL="")
     assert (result.status, result.stderr) == (0, "")
-    assert [text for text in texts if not re.search(text, result.stdout)] == []
+    assert result.stdout.startswith(shown)
 
 
 def test_help_shows_any_directory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

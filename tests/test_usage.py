@@ -1,420 +1,290 @@
-"""From usage record to row: what the API's answers become in the files and the summary."""
+"""From usage record to line of the bill: hours, fields, parameters; and what is no answer."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
-import re
-from decimal import Decimal
-from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import Result, Run, assert_failed, cases
-from example import FILES, PERIOD, PRICES, RAW, SORTED, text, usage
-from rafay_simulator import Behaviour, Fault, Partner, always, fixed, organization, path_has
+from conftest import Result, Run, always, assert_billed, assert_failed, path_has, table
+from example import tenants, usage
+from rafay_simulator import Fault, Json, organization
 
-DISK_PRICES = "profile,dimension,hourly_rate\ngpu,instance,2.50\ngpu,disk,0.001\n"
-DELETED = "2026-06-03T17:20:00Z"
-REQUIRED = ("instance_organization_id", "instance_id", "profile_name")
-OPTIONAL = {  # and the columns that they fill
-    **{"instance_project_name": "project", "instance_name": "instance"},
-    **{column: column for column in ("status", "created_at", "parameters")},
-}
-EMPTY: tuple[Any, ...] = (None, ..., [])
+BOOK = "profile,dimension,hourly_rate\ngpu,,1\ngpu,GB,0.5\nother,RAM,1\n"
 
 
-def bill(run: Run, *records: dict[str, Any], name: str = "Acme", **more: Any) -> Result:
-    """Bill to organization o1 compute records of instance vm-1, but for the fields given.
+def bill(run: Run, fields: str, **settings: str) -> Result:
+    """Bill instance vm-1 of profile gpu, with these fields of its record, in JSON as it is sent."""
 
-    A field that is `...` is left out; a text such as "#1e3" is sent as the JSON number 1e3.
+    def edit(answer: Json) -> bytes:
+        text = json.dumps(answer)
+        return text.replace('"fields": 0', fields).encode()
+
+    # Of two fields with one name, the last counts.
+    record = usage("o1", "vm-1", "gpu", "1.00h", fields=0)
+    fault = always(Fault(edit=edit), path_has("/usage"))
+    return run(partner=tenants(record), prices=BOOK, fault=fault, **settings)
+
+
+def bill_parameter(run: Run, values: str, hours: str = "1.00h") -> Result:
+    """Bill instance vm-1 with a parameter, of which these are the values, in JSON."""
+    names = ("name", "usage", "raw_usage", "is_label", "label_value")
+    parameter = dict(zip(names, json.loads(f"[{values}]")))
+    record = usage("o1", "vm-1", "gpu", hours, parameters=[parameter])
+    return run(partner=tenants(record), prices=BOOK)
+
+
+# From field to cell
+
+
+@table(
+    "fields, hours",
     """
-
-    def edit(answer: Any) -> bytes:
-        return re.sub('"#(.*?)"', r"\1", json.dumps(answer)).encode()
-
-    complete = [{**usage("o1", "vm-1", "gpu", "1.00h"), **fields} for fields in records]
-    rows = [{key: row[key] for key in row if row[key] is not ...} for row in complete]
-    partner = Partner([organization("o1", name)], fixed(compute=rows))
-    return run(partner=partner, fault=always(Fault(edit=edit)), WORKERS="1", **more)
-
-
-def test_a_run_writes_both_files_and_prints_what_an_auditor_asks_for(
-    run: Run, directory: Path, tmp_path: Path
-) -> None:
-    version = run("--version").stdout.strip()
-    result = run()
-    assert (result.status, result.stderr, result.files) == (0, "", FILES)
-    digest = hashlib.sha256(PRICES.encode()).hexdigest()
-    paths = [tmp_path / "prices.csv", directory / RAW, directory / SORTED]
-    audit = [*PERIOD.split(","), "UTC", "Reconciled", version, digest, *map(str, paths)]
-    assert [words for words in audit if words not in result.stdout] == []
-
-
-# Hours
-
-
-@pytest.mark.parametrize(
-    ("usage", "raw_usage", "hours"),
-    [
-        ("0.00h", "#9.9", "0.00"),
-        ("20h", ..., "20.00"),
-        ("20.5h", None, "20.50"),
-        ("20.594h", ..., "20.594"),
-        ("", "#1.5", "1.50"),
-        (" ", "#1.5", "1.50"),
-        (None, 1200, "1200.00"),
-        (..., 0, "0.00"),
-        (..., "#-0.0", "0.00"),
-        (..., "#20.594723", "20.59"),
-        (..., "#20.595", "20.60"),
-        (..., "#20.585", "20.59"),
-        (..., "#20.5849999999999999999999999999", "20.58"),
-        (..., "#1E+3", "1000.00"),
-        (..., "#1E-300", "0.00"),
-        ("1000000.00h", ..., "1000000.00"),
-    ],
-    ids=str,
+    whole hours        | "usage": "20h"                                        | 20.00
+    more decimals      | "usage": "20.594h"                                    | 20.594
+    zeros at the end   | "usage": "0.1250h"                                    | 0.125
+    the most           | "usage": "1000000.00h"                                | 1000000.00
+    usage of nothing   | "usage": "0.00h", "raw_usage": 9.9                    | 0.00
+    blank usage        | "usage": " ", "raw_usage": 1200                       | 1200.00
+    raw usage of 0     | "usage": null, "raw_usage": 0                         | 0.00
+    minus zero         | "usage": "", "raw_usage": -0.0                        | 0.00
+    an exponent        | "usage": "", "raw_usage": 1E+3                        | 1000.00
+    half up            | "usage": "", "raw_usage": 20.585                      | 20.59
+    not more than sent | "usage": "", "raw_usage": 20.584999999999999999999999 | 20.58
+    """,
 )
 def test_hours_are_usage_or_else_raw_usage_rounded_half_up(
-    run: Run, usage: Any, raw_usage: Any, hours: str
+    run: Run, fields: str, hours: str
 ) -> None:
-    result = bill(run, {"usage": usage, "raw_usage": raw_usage})
-    assert (result.status, [row["usage_hours"] for row in result.rows]) == (0, [hours])
+    assert bill(run, fields).cells("usage_hours") == [hours]
 
 
-# Fields
-
-
-@pytest.mark.parametrize(
-    ("fields", "column", "cell"),
-    [
-        *(({key: value}, OPTIONAL[key], "") for key in OPTIONAL for value in (None, ...)),
-        ({"deleted_at": DELETED, "status": ""}, "status", "deleted"),
-        ({"deleted_at": DELETED, "status": "stopped"}, "status", "stopped"),
-        ({"deleted_at": ""}, "status", ""),
-        ({"deleted_at": "0001-01-01T00:00:00Z"}, "status", ""),
-        ({"created_at": "2026-06-02T08:51:41+05:30"}, "created_at", "2026-06-02T03:21:41Z"),
-        ({"created_at": "2026-06-02T08:51:41-0700"}, "created_at", "2026-06-02T15:51:41Z"),
-        ({"created_at": "2026-06-02T08:51:41.999999999Z"}, "created_at", "2026-06-02T08:51:41Z"),
-        ({"created_at": " 2026-06-02T08:51:41Z "}, "created_at", "2026-06-02T08:51:41Z"),
-        ({"created_at": " "}, "created_at", ""),
-        ({"instance_name": "'=1"}, "instance", "'=1"),
-        ({"instance_name": "1-2=Ø"}, "instance", "1-2=Ø"),
-        ({"instance_project_name": "=1"}, "project", "'=1"),
-        ({"profile_name": "=1", "usage": "0h"}, "profile", "'=1"),
-        ({"instance_id": "=1"}, "instance_id", "'=1"),
-        ({"status": "=1"}, "status", "'=1"),
-    ],
-    ids=str,
+@table(
+    "fields, column, cell",
+    """
+    deleted          | "deleted_at": "2026-06-03T17:20:00Z"               | status     | deleted
+    off              | "deleted_at": "2026-06-03T17:20Z", "status": "off" | status     | off
+    unset in Go      | "deleted_at": "0001-01-01T00:00:00Z"               | status     |
+    no time          | "created_at": null             | created_at |
+    an offset        | "created_at": "2026-06-02T08:51:41+05:30" | created_at | 2026-06-02T03:21:41Z
+    a fraction       | "created_at": "2026-06-02T08:51:41.9999Z" | created_at | 2026-06-02T08:51:41Z
+    no value         | "parameters": [{"name": "a"}]              | parameters | a=
+    a name twice     | "parameters": [{"name": "a"}, {"name": "a"}] | parameters | a=; a=
+    equals sign      | "instance_name": "=1"          | instance   | '=1
+    plus             | "instance_name": "+1"          | instance   | '+1
+    minus            | "instance_name": "-1"          | instance   | '-1
+    at               | "instance_name": "@1"          | instance   | '@1
+    no formula       | "instance_name": "'1-2=Ø"      | instance   | '1-2=Ø
+    """,
 )
-def test_a_field_becomes_a_cell(run: Run, fields: dict[str, Any], column: str, cell: str) -> None:
-    result = bill(run, fields)
-    assert (result.status, [row[column] for row in result.rows]) == (0, [cell])
+def test_a_field_becomes_a_cell(run: Run, fields: str, column: str, cell: str) -> None:
+    assert bill(run, fields).cells(column) == [cell]
 
 
-def test_created_at_is_in_utc_wherever_the_program_runs(run_process: Run) -> None:
-    [row] = bill(run_process, {"created_at": "2026-06-02T08:51:41"}, TZ="XYZ-9:45").rows
-    assert row["created_at"] == "2026-06-02T08:51:41Z"
+def test_a_time_without_an_offset_is_utc_wherever_the_program_runs(run_process: Run) -> None:
+    result = bill(run_process, '"created_at": "2026-06-02T08:51:41"', TZ="XYZ-9:45")
+    assert result.cells("created_at") == ["2026-06-02T08:51:41Z"]
 
 
-def label(name: str, value: Any, **more: Any) -> dict[str, Any]:
-    """Return a parameter that describes an instance."""
-    return {"name": name, "is_label": True, "label_value": value, **more}
+def test_names_that_tenants_choose_break_neither_lines_nor_the_terminal(run: Run) -> None:
+    evil = '=A\0\x1f\x7f\x9f\u2028\u2029\ud800\udfff\r\n~\xa0\u202e,"B'
+    safe = f"'=A{' ' * 10}~\xa0\u202e,\"B"
+    record = usage("o1", evil, evil, "1h", status=evil, instance_project_name=evil)
+    result = run(partner=tenants(record, listed=[organization("o1", evil)]))
+    for text in result.files.values():
+        assert len(text.splitlines()) == 2
+    [row] = result.rows
+    for column in ("organization", "project", "profile", "instance", "status"):
+        assert row[column] == safe
+    shown = result.stdout + result.stderr
+    assert shown.replace("\n", "").isprintable()
 
 
-def disk(**fields: Any) -> dict[str, Any]:
-    """Return a parameter that is a quantity, 1 GB of disk for an hour, but for the fields given."""
-    return {"name": "disk", "is_label": False, "usage": "1.00h", **fields}
-
-
-@pytest.mark.parametrize(
-    ("parameters", "cell", "hours"),
-    [
-        ([], "", []),
-        ([label("Model", "")], "Model=", []),
-        ([label("=1", "A")], "'=1=A", []),
-        ([disk(name="z"), label("a", "b"), disk(name="m")], "z=1.00h; a=b; m=1.00h", []),
-        ([disk(name="z"), disk(name="z")], "z=1.00h; z=1.00h", []),
-        ([disk(usage="1200h")], "disk=1200.00h", ["1200.00"]),
-        ([disk(usage="1.00h", raw_usage=2, label_value="x")], "disk=1.00h", ["1.00"]),
-        ([disk(usage=None, raw_usage="#2.345")], "disk=2.35h", ["2.35"]),
-        ([disk(is_label=None)], "disk=1.00h", ["1.00"]),
-        ([disk(name="z", is_label=None, label_value="8")], "z=1.00h", []),
-        ([disk(usage="7440000000000000h")], "disk=7440000000000000.00h", ["7440000000000000.00"]),
-    ],
-    ids=str,
+# The values are name, usage, raw_usage, is_label and label_value; some are left out.
+@table(
+    "values, cell, billed",
+    """
+    a quantity          | "GB", "1200h", null, false      | GB=1200.00h    | GB 1200.00 600.00
+    usage before raw    | "GB", "1h", 2, false, "x"       | GB=1.00h       | GB 1.00 0.50
+    raw usage, half up  | "GB", "", 2.345, false          | GB=2.35h       | GB 2.35 1.18
+    by default          | "GB", "1h"                      | GB=1.00h       | GB 1.00 0.50
+    a million and more  | "GB", "1000001h"                | GB=1000001.00h | GB 1000001.00 500000.50
+    a label             | "GB", "20.59h", 9, true, " 24 " | GB=24          | GB 494.16 247.08
+    a label's fraction  | "GB", "0.01h", 9, true, "1.5"   | GB=1.5         | GB 0.015 0.01
+    a label of nothing  | "GB", "1h", 9, true, "0"        | GB=0           | GB 0.00 0.00
+    a label's raw usage | "GB", null, 0.5, true, "3"      | GB=3           | GB 1.50 0.75
+    not priced          | "gb", "1h", null, null, "8"     | gb=1.00h       |
+    a note              | "Note", null, null, null, "x"   | Note=x         |
+    another profile's   | "RAM", "1h", null, true, "A4"   | RAM=A4         |
+    like a dimension    | "instance", "9h", null, false   | instance=9.00h |
+    """,
 )
-def test_parameters_are_a_cell_and_each_priced_quantity_is_a_row_with_its_own_hours(
-    run: Run, parameters: list[Any], cell: str, hours: list[str]
+def test_a_parameter_is_described_and_has_a_line_if_it_is_priced(
+    run: Run, values: str, cell: str, billed: str
 ) -> None:
-    instance, *disks = bill(run, {"parameters": parameters}, prices=DISK_PRICES).rows
-    assert (instance["parameters"], instance["usage_hours"]) == (cell, "1.00")
-    billed = [(row["dimension"], row["usage_hours"]) for row in disks]
-    assert billed == [("disk", each) for each in hours]
+    result = bill_parameter(run, values)
+    assert result.cells("parameters")[0] == cell
+    _, *lines = result.cells("dimension", "usage_hours", "billing_amount")
+    assert " ".join(lines) == billed
 
 
-CPU_PRICES = "profile,dimension,hourly_rate\ngpu,instance,0\ngpu,CPU,0.5\n"
-SERVICE_ID = label("ServiceID", "019c510c-0000-707d-aef7-000000000001", usage="20.59h")
-
-
-@pytest.mark.parametrize(
-    ("value", "usage", "hours", "amount"),
-    [
-        ("24", "20.59h", "494.16", "247.08"),
-        (" 1.5 ", "0.01h", "0.015", "0.01"),
-        ("0", "20.59h", "0.00", "0.00"),
-    ],
+@table(
+    "hours, values, number",
+    """
+    within rounding        | 720.01h | "GB", "1h"                         | 0
+    too many               | 720.02h | "GB", "1h"                         | 1
+    too many of a label    | 1.00h   | "GB", "720.02h", null, true, "0"   | 1
+    a label with a value   | 1.00h   | "GB", "720.00h", null, true, "9"   | 0
+    a label without price  | 1.00h   | "RAM", "720.02h", null, true, "A4" | 0
+    a quantity             | 1.00h   | "GB", "9000.00h", null, false      | 0
+    """,
 )
-def test_a_priced_label_bills_its_value_times_its_usage(
-    run: Run, value: str, usage: str, hours: str, amount: str
+def test_more_hours_than_the_period_has_are_a_warning(
+    run: Run, hours: str, values: str, number: str
 ) -> None:
-    parameters = [SERVICE_ID, label("CPU", value, usage=usage), label("cpu", "x")]
-    result = bill(run, {"parameters": parameters}, prices=CPU_PRICES)
-    columns = ("dimension", "usage_hours", "billing_amount")
-    rows = [[row[column] for column in columns] for row in result.rows]
-    assert (result.status, rows[1:]) == (0, [["CPU", hours, amount]])
+    result = bill_parameter(run, values, hours)
+    warning = "more hours than the period has: instance vm-1 (id-vm-1) of Acme (o1)"
+    assert result.stderr.count(warning) == int(number)
 
 
-def test_a_label_value_without_is_label_is_an_error_if_it_is_priced(run: Run) -> None:
-    parameters = [{"name": "CPU", "usage": "20.00h", "label_value": "8"}]  # 80.00 or 10.00?
-    result = bill(run, {"parameters": parameters}, prices=CPU_PRICES)
-    assert_failed(result, "vm-1.*CPU.*is_label")
+# What is no field
 
 
-@cases(
-    "priced, parameter, warnings",
-    {
-        "too many": ("gpu", label("CPU", "0", usage="720.02h"), 1),
-        "within rounding": ("gpu", label("CPU", "0", usage="720.01h"), 0),
-        "large value": ("gpu", label("CPU", "9", usage="720.00h"), 0),
-        "not priced": ("another", label("CPU", "1", usage="900.00h"), 0),
-        "quantity": ("gpu", {"name": "CPU", "usage": "900.00h", "is_label": False}, 0),
-    },
-)
-def test_a_billed_label_with_more_hours_than_the_period_is_a_warning(
-    run: Run, priced: str, parameter: dict[str, Any], warnings: int
-) -> None:
-    prices = f"profile,dimension,hourly_rate\ngpu,,0\n{priced},CPU,1\n"
-    result = bill(run, {"parameters": [parameter]}, prices=prices)
-    assert ["id-vm-1" in each for each in result.warnings] == [True] * warnings
-    assert result.status == 0
-
-
-@pytest.mark.parametrize("value", ["A100", "", "-1", "1e3", "1,5", "２", "9" * 22, None])
-def test_a_priced_label_that_is_no_plain_decimal_is_an_error(run: Run, value: Any) -> None:
-    parameters = [SERVICE_ID, label("CPU", value, usage="1h")]
-    assert_failed(bill(run, {"parameters": parameters}, prices=CPU_PRICES), "vm-1.*label.*CPU")
-
-
-@pytest.mark.parametrize(
-    ("fields", "word"),
-    [
-        *(({key: value}, key) for key in REQUIRED for value in ("", " \t", None, ...)),
-        *(({key: value}, key) for key in (*REQUIRED, *OPTIONAL) for value in (0, {"x": 1})),
-        ({"instance_organization_name": True}, "instance_organization_name"),
-        ({"deleted_at": False}, "deleted_at"),
-        *(
-            ({"created_at": time}, time)
-            for time in [
-                *("yesterday", "1780000000", "2026-06-31T00:00:00Z", "2026-06-02T25:00:00Z"),
-                *("2026-06-02T08:51:41+99:00", "0001-01-01T00:00:00+01:00"),
-                *("9999-12-31T23:59:59-01:00", "２０２６-06-02T08:51:41Z"),
-            ]
-        ),
-        ({"usage": 20.59}, "20.59"),
-        ({"usage": ...}, "missing"),
-        ({"usage": "", "raw_usage": None}, "missing"),
-        ({"usage": "-0.01h"}, "-0.01"),
-        ({"usage": "1000000.01h"}, "1000000.01"),
-        ({"usage": "9" * 5000 + "h"}, "9999"),
-        ({"usage": ..., "raw_usage": "#-0.001"}, "-0.001"),
-        ({"usage": ..., "raw_usage": "#1000000.01"}, "1000000.01"),
-        ({"usage": ..., "raw_usage": "#1e999999"}, "999999"),
-        ({"usage": ..., "raw_usage": "#9e99999999999999"}, "large"),
-        *(({"usage": ..., "raw_usage": f"#{each}"}, "raw_usage") for each in ("NaN", "-Infinity")),
-        ({"usage": ..., "raw_usage": "20.59"}, "raw_usage"),
-        ({"usage": ..., "raw_usage": True}, "raw_usage"),
-        ({"usage": "1h", "raw_usage": "1"}, "raw_usage"),
-        *(
-            ({"usage": hours, "raw_usage": 1}, hours)
-            for hours in [
-                *("20.59", "h", ".5h", "5.h", "1,200.00h", "1_0h", "+1h", "1e3h", "20.59H"),
-                *("20.59 h", "NaNh", "infh", "20m", "1h30m", "１h", "0x1h"),
-            ]
-        ),
-        ({"parameters": "GPU=1"}, "parameters"),
-        ({"parameters": [None]}, "parameter"),
-        ({"parameters": [{"usage": "1h"}]}, "name"),
-        ({"parameters": [disk(name=" ")]}, "name"),
-        ({"parameters": [disk(name=7)]}, "name"),
-        ({"parameters": [disk(usage=None)]}, "disk"),
-        ({"parameters": [disk(usage="-1h")]}, "disk"),
-        ({"parameters": [disk(usage="", raw_usage=1e300)]}, "disk"),
-        ({"parameters": [disk(is_label=1)]}, "is_label"),
-        *(({"usage": value, "raw_usage": 7}, "usage") for value in list[Any]((0, False, [], {}))),
-        ({"parameters": [disk(is_label="false")]}, "is_label"),
-        ({"parameters": [disk(is_label=None, label_value="8")]}, "no is_label"),
-        ({"parameters": [label("GPU", 1)]}, "label_value"),
-        ({"parameters": [disk(), disk()]}, "disk"),
-    ],
-    ids=lambda value: ascii(value)[:80],
+@table(
+    "fields, error",
+    """
+    no organization     | "instance_organization_id": null   | organization_id is missing
+    no instance         | "instance_id": " "                 | instance_id is missing
+    no profile          | "profile_name": ""                 | profile_name is missing
+    a number for a text | "status": 0                        | status 0 is not text
+    no time             | "created_at": "yesterday"          | 'yesterday' is not an ISO 8601 time
+    before the calendar | "created_at": "0001-01-01T00:00:00+01:00" | not an ISO 8601 time
+    no usage            | "usage": null                      | usage None is missing
+    no unit             | "usage": "20.59"                   | usage '20.59' is missing or is not
+    no digit            | "usage": ".5h"                     | usage '.5h'
+    no decimal          | "usage": "5.h"                     | usage '5.h'
+    a comma             | "usage": "1,5h"                    | usage '1,5h'
+    a sign              | "usage": "-1h"                     | usage '-1h'
+    minutes             | "usage": "1h30m"                   | usage '1h30m'
+    wide digits         | "usage": "１h"                     | usage '１h'
+    too many            | "usage": "1000000.01h"             | usage 1000000.01h is negative or imp
+    negative            | "usage": "", "raw_usage": -0.001   | usage -0.001 is negative
+    far too many        | "usage": "", "raw_usage": 1E999999 | implausibly large
+    not a number        | "raw_usage": NaN                   | raw_usage nan is not a number
+    a text for a number | "raw_usage": "1"                   | raw_usage '1' is not a number
+    a truth value       | "raw_usage": true                  | raw_usage True is not a number
+    no list             | "parameters": ""                   | parameters is not a list
+    no object           | "parameters": [null]               | None is not a JSON object
+    no name             | "parameters": [{}]                 | name is missing
+    a priced name twice | "parameters": [{"name": "GB", "usage": "1h"}, {"name": "GB"}] | GB is li
+    """,
 )
 def test_an_invalid_field_is_an_error_that_names_the_instance(
-    run: Run, fields: dict[str, Any], word: str
+    run: Run, fields: str, error: str
 ) -> None:
-    assert_failed(bill(run, fields, prices=DISK_PRICES), "vm-1", re.escape(word))
+    assert_failed(bill(run, fields), "instance vm-1", error)
 
 
-# Rows
+@table(
+    "values, error",
+    """
+    no usage              | "GB", null, null, false      | GB: usage None is missing
+    negative              | "GB", "", -1, false          | GB: usage -1 is negative
+    far too many          | "GB", "", 1e22, false        | GB: usage .* is negative or implausibly
+    a number for is_label | "GB", "1h", null, 1          | is_label 1 of GB is not true or false
+    a text for is_label   | "GB", "1h", null, "false"    | is_label 'false' of GB is not true or
+    no is_label           | "GB", "1h", null, null, "8"  | GB has a label_value, but no is_label
+    a number for a value  | "GB", "1h", null, true, 1    | label_value 1 is not text
+    no usage of a label   | "GB", "", null, true, "1"    | GB: usage None is missing
+    no value              | "GB", "1h", null, true, null | label '' of GB is not a plain decimal
+    a sign                | "GB", "1h", null, true, "-1"   | label '-1' of GB is not
+    an exponent           | "GB", "1h", null, true, "1e3"  | label '1e3' of GB is not
+    a comma               | "GB", "1h", null, true, "1,5"  | label '1,5' of GB is not
+    no decimal            | "GB", "1h", null, true, "1."   | label '1.' of GB is not
+    wide digits           | "GB", "1h", null, true, "２"   | label '２' of GB is not
+    far too large         | "GB", "1h", null, true, "9999999999999999999999" | label '9{22}' of GB
+    """,
+)
+def test_a_parameter_that_cannot_be_billed_is_an_error_that_names_the_instance(
+    run: Run, values: str, error: str
+) -> None:
+    assert_failed(bill_parameter(run, values), "instance vm-1", error)
+
+
+# From answer to records
 
 IDENTITY = "instance_project_name instance_project_id profile_name profile_id start_time end_time"
 
 
-@pytest.mark.parametrize("key", IDENTITY.split())
-def test_records_that_differ_in_identity_are_all_billed(run: Run, key: str) -> None:
-    result = bill(run, {}, {key: "x"}, behaviour=Behaviour(count="absent"))
-    assert (result.errors, len(result.rows)) == ([], 2)
+@pytest.mark.parametrize("field", IDENTITY.split())
+def test_records_that_differ_in_identity_are_all_billed(run: Run, field: str) -> None:
+    record = usage("o1", "vm-1", "gpu", "400h")
+    other = {**record, field: "free"}
+    result = run(partner=tenants(record, other))
+    assert (result.status, result.stderr) == (0, "")
+    assert result.cells("usage_hours") == ["400.00", "400.00"]
 
 
-def test_an_inactive_organization_is_billed_and_its_cells_are_protected(run: Run) -> None:
-    records = fixed(compute=[usage("=o1", "vm-1", "gpu", "1.00h")])
-    [row] = run(partner=Partner([organization("=o1", "=Acme", active=False)], records)).rows
-    assert (row["organization"], row["organization_id"]) == ("'=Acme", "'=o1")
-
-
-def test_names_that_tenants_choose_break_neither_rows_nor_the_terminal(run: Run) -> None:
-    evil = 'A\r\nB\0"\u202ecod\x1b[2J,\u2028;\ud800\x9b31m\x7f\t'
-    names = dict.fromkeys(("profile_name", "instance_name", "status"), evil)
-    result = bill(run, *({**names, "instance_id": f"{n}{evil}"} for n in range(3)), name=evil)
-    header, *rows = csv.reader(io.StringIO(result.raw, newline=""), strict=True)
-    assert [len(row) for row in rows] == [len(header)] * 3
-    assert "\0" not in result.raw
-    assert (result.stdout + result.stderr).replace("\n", "").isprintable()
-
-
-def test_a_partner_without_usage_has_files_with_only_a_header(run: Run) -> None:
-    result = bill(run)
-    assert (result.status, result.files) == (0, {RAW: text([]), SORTED: text([])})
-
-
-Row = tuple[str, str, str, str]  # name, instances, hours, amount
-
-
-def add_up(name: str, rows: list[dict[str, str]]) -> Row:
-    """Return what the summary says of rows; no amount where nothing has a price."""
-    instances = {row["instance_id"] for row in rows} - {""}
-    hours = sum(Decimal(row["usage_hours"]) for row in rows if row["dimension"] == "instance")
-    amounts = [Decimal(row["billing_amount"]) for row in rows if row["billing_amount"]]
-    return name, str(len(instances)), f"{hours:,.2f}", f"{sum(amounts):,.2f}" if amounts else ""
-
-
-def read_tables(result: Result) -> list[list[Row]]:
-    """Return the rows of the two tables of a summary, by organization and by profile."""
-    row = re.compile(r"^(\S.*?) +(\d+) +([\d,]+\.\d\d)(?: +([\d.,]+))?$", re.MULTILINE)
-    _, organizations, profiles, _ = result.stdout.split("\n\n")
-    return [row.findall(table) for table in (organizations, profiles)]
-
-
-@pytest.mark.parametrize("prices", [None, "profile,hourly_rate\ngpu-h100-x1,2.5\n"])
-def test_the_summary_adds_up_the_rows_of_each_organization_and_profile(
-    run: Run, prices: str | None
-) -> None:
-    result = run("--month=2026-06", partner=None, prices=prices)
-    organizations: dict[str, list[dict[str, str]]] = {}
-    profiles: dict[str, list[dict[str, str]]] = {}
-    for row in result.rows:
-        name = f"{row['organization']} ({row['organization_id']})"
-        organizations.setdefault(name, []).append(row)
-        charge = "" if row["charge"] == "usage" else f" ({row['charge']})"
-        profiles.setdefault(row["profile"] + charge, []).append(row)
-    for table, groups in zip(read_tables(result), (organizations, profiles)):
-        rows = [add_up(name, group) for name, group in groups.items()]
-        assert table == [*rows, add_up("Total", result.rows)]
-
-
-@cases(
-    "identities",
-    {"one name": [("t1", "Twin"), ("t2", "Twin")], "one text": [("c", "A (b)"), ("b) (c", "A")]},
+@table(
+    "answer",
+    """
+    null                  | {"kind": "compute", "instance_usage_data": null, "count": 0}
+    left out              | {"kind": "compute"}
+    of the period only    | {"range_from": "2026-06-01T00:00:00Z"}
+    a fraction, an offset | {"range_from": "2026-06-01T02:00:00.999+02:00"}
+    """,
 )
-def test_organizations_that_look_alike_have_a_row_each(
-    run: Run, identities: list[tuple[str, str]]
-) -> None:
-    records = [usage(id_, id_, "gpu", f"{n}h") for n, (id_, _) in enumerate(identities, start=1)]
-    listed = [organization(*each) for each in identities]
-    [rows, _] = read_tables(run(partner=Partner(listed, fixed(compute=records))))
-    assert [hours for _, _, hours, _ in rows] == ["1.00", "2.00", "3.00"]
+def test_an_answer_without_rows_is_believed_if_it_is_one_of_usage(run: Run, answer: str) -> None:
+    empty = Fault(body=answer.encode())
+    result = run(partner=tenants(), fault=always(empty, path_has("compute")))
+    assert (result.status, result.stderr, result.rows) == (0, "", [])
+    for text in result.files.values():
+        assert len(text.splitlines()) == 1
 
 
-def test_a_profile_called_total_has_a_row_of_its_own(run: Run) -> None:
-    result = bill(run, {"profile_name": "Total"}, {"instance_id": "b", "usage": "2h"})
-    [_, rows] = read_tables(result)
-    assert rows == [
-        ("Total", "1", "1.00", ""),
-        ("gpu", "1", "2.00", "5.00"),
-        ("Total", "2", "3.00", "5.00"),
-    ]
+def test_organizations_may_be_items(run: Run) -> None:
+    def rename(answer: Json) -> Json:
+        return {"items": answer["results"]}
+
+    assert_billed(run(fault=always(Fault(edit=rename), path_has("organizations"))))
 
 
-# Answers
-
-UNKNOWN = {"kind": ..., "range_from": ...}  # an answer without these may be of any API
-
-
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_an_empty_answer_with_kind_or_range_from_is_believed(run: Run, name: str) -> None:
-    def edit(answer: dict[str, Any]) -> Any:
-        del answer[name], answer["instance_usage_data"]
-        return answer
-
-    partner = Partner([organization("o1", "Acme")], fixed())
-    result = run(partner=partner, fault=always(Fault(edit=edit), path_has("/usage")))
-    assert (result.status, result.rows) == (0, [])
-
-
-@pytest.mark.parametrize(
-    ("path", "change", "word"),
-    [
-        *(("compute", body, "JSON") for body in (b"[]", b'"usage"', b'{"count": 1')),
-        ("compute", b'{"count": -Infinity}', "kind"),
-        *(("compute", body, "usage") for body in (b"{}", b'{"message": "maintenance"}')),
-        ("compute", {"instance_usage_data": ..., **UNKNOWN, "count": 0}, "kind"),
-        ("compute", {"instance_usage_data": [], **UNKNOWN, "count": 0}, "range_from"),
-        *(("compute", {"instance_usage_data": empty}, "count") for empty in EMPTY),
-        *(("compute", {"instance_usage_data": rows}, "_data") for rows in ({"0": 0}, "")),
-        *(("compute", {"instance_usage_data": [row]}, "JSON") for row in ("x", None)),
-        *(("compute", {"count": count}, "count") for count in (-1, "4", True)),
-        ("compute", {"kind": "service"}, "service"),
-        ("compute", {"range_from": "2026-06-02T00:00:00Z"}, "2026-06-02T00:00:00Z"),
-        ("compute", {"range_to": "2026-06-30T00:00:00Z"}, "2026-06-30T00:00:00Z"),
-        ("compute", {"range_to": 7}, "7"),
-        ("compute", {"range_to": {"seconds": 7}}, "7"),
-        ("organizations", b"[]", "JSON"),
-        ("organizations", b"{}", "results"),
-        ("organizations", {"results": None}, "0 of 4 counted"),
-        ("organizations", {"results": {"0": 0}}, "results"),
-        *(("organizations", {"results": [row]}, "JSON") for row in ("x", None)),
-        *(("organizations", {"results": [{"id": "o1", "name": name}]}, "name") for name in ("", 7)),
-        ("organizations", {"results": [{"id": "o1"}]}, "name"),
-        ("organizations", {"results": [{"id": " ", "name": "A"}]}, "id"),
-        ("organizations", {"results": [], "count": 0}, "the right key"),
-    ],
-    ids=str,
+@table(
+    "answer, error",
+    """
+    no object           | []                                   | the answer is not a JSON object
+    too large a number  | {"count": 9e9999999999999999999}     | the answer is not a JSON object
+    nothing             | {}                                   | no instance_usage_data, kind or
+    an empty list only  | {"instance_usage_data": []}          | no instance_usage_data, kind or
+    rows are missing    | {"kind": "compute", "count": 3}      | 0 of 3 counted rows
+    no list             | {"instance_usage_data": ""}          | instance_usage_data is not a list
+    no row              | {"instance_usage_data": ["x"]}       | 'x' is not a JSON object
+    a negative number   | {"kind": "compute", "limit": -1}     | limit -1 is not a number of rows
+    a truth value       | {"kind": "compute", "count": true}   | count True is not a number of rows
+    another kind        | {"kind": "service"}                  | kind is service, not compute
+    a later start       | {"range_from": "2026-06-02"}         | range_from is 2026-06-02, not 2026
+    an earlier end      | {"kind": "compute", "range_to": "2026-06-30"} | range_to is 2026-06-30
+    a number for a text | {"range_from": 7}                    | range_from 7 is not text
+    no time             | {"range_from": "June"}               | 'June' is not an ISO 8601 time
+    """,
 )
-def test_an_invalid_answer_is_an_error(run: Run, path: str, change: Any, word: str) -> None:
-    """A change is another body, or changed fields of the answer; a field `...` is left out."""
-
-    def edit(answer: dict[str, Any]) -> Any:
-        if isinstance(change, bytes):
-            return change
-        return {key: value for key, value in {**answer, **change}.items() if value is not ...}
-
-    assert_failed(run(fault=always(Fault(edit=edit), path_has(path))), path, word)
+def test_what_is_no_answer_of_usage_is_an_error(run: Run, answer: str, error: str) -> None:
+    fault = always(Fault(body=answer.encode()), path_has("compute"))
+    assert_failed(run(fault=fault), "compute usage of northwind", error)
 
 
-def test_a_parameter_without_a_price_needs_no_usage(run: Run) -> None:
-    parameters = [{"name": "Note"}, {"name": "region", "label_value": "eu"}]
-    [row] = bill(run, {"parameters": parameters}).rows
-    assert row["parameters"] == "Note=; region=eu"
+@table(
+    "answer, error",
+    """
+    another API         | {"message": "maintenance"}              | neither results nor items
+    rows are missing    | {"results": null, "count": 4}           | 0 of 4 counted rows
+    no list             | {"results": {}}                         | results is not a list
+    no row              | {"items": [null]}                       | None is not a JSON object
+    no id               | {"results": [{"id": " ", "name": "A"}]} | id is missing
+    no name             | {"results": [{"id": "o1"}]}             | name is missing
+    a number for a text | {"results": [{"id": 1, "name": "A"}]}   | id 1 is not text
+    nobody              | {"results": []}                         | is PARTNER_API_KEY the right key
+    """,
+)
+def test_what_is_no_answer_of_organizations_is_an_error(run: Run, answer: str, error: str) -> None:
+    fault = always(Fault(body=answer.encode()), path_has("organizations"))
+    assert_failed(run(fault=fault), "organizations", error)
