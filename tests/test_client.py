@@ -305,7 +305,7 @@ def test_no_more_requests_are_in_flight_than_workers(run: Run) -> None:
 # API keys
 
 # One begins with the other, and no other text on stderr has the letters q and x.
-SHORT_KEY, LONG_KEY = "q+x+q+xq", "q+x+q+xq+xx+qq+x+q+xqqxxq"
+SHORT_KEY, LONG_KEY = "q+x+q+xq", "q+x+q+xq+qqxx+qqxx+qqxx"
 ALIKE = {"RAFAY_DEFAULT_API_KEY": SHORT_KEY, "PARTNER_API_KEY": LONG_KEY}
 
 
