@@ -1104,7 +1104,7 @@ def normalize_time(text: str) -> str:
 
 USAGE_PATH = "/apis/billing.envmgmt.io/v1/metrics/partner/instance/kind/{}/usage"
 ORGANIZATIONS_PATH = "/auth/v1/organizations"
-NO_PROXIES = {"http": "", "https": "", "all": ""}
+NO_PROXY = {"http": ""}  # it comes before those in the environment
 
 
 class Request(NamedTuple):
@@ -1239,7 +1239,7 @@ class Client:
                 headers=request.headers,
                 auth=lambda prepared: prepared,  # or requests would read ~/.netrc
                 # Over http, a proxy would be sent the key in clear.
-                proxies=NO_PROXIES if request.console.startswith("http://") else None,
+                proxies=NO_PROXY if request.console.startswith("http://") else None,
                 timeout=(CONNECT_SECONDS, READ_SECONDS),
             )
         except (OSError, ValueError, TypeError, urllib3.exceptions.HTTPError) as error:

@@ -179,17 +179,11 @@ def command(*flags: str, constants: Constants = NO_CHANGE, now: str = NOW) -> li
 
 
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give each test the same environment, and the tests their signals back."""
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test the same environment."""
     for name in os.environ:
         if name.lower().endswith("_proxy") or name in ("NETRC", "REQUESTS_CA_BUNDLE", "TZ"):
             monkeypatch.delenv(name)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    threshold = gc.get_threshold()
-    yield
-    gc.set_threshold(*threshold)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -264,6 +258,8 @@ def run(
         environ = prepare(**more)
         files = contents(directory)
         threads = set(threading.enumerate())
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        threshold = gc.get_threshold()
         capsys.readouterr()
         moment = datetime.fromisoformat(now.replace("Z", "+00:00"))
         with monkeypatch.context() as changed:
@@ -274,6 +270,9 @@ def run(
                 status = ncp_metrics.main(flags, environ, lambda: moment)
             except SystemExit as end:  # --help, --version
                 status = int(end.code or 0)
+            gc.set_threshold(*threshold)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             stand_in.release()
             stdout, stderr = capsys.readouterr()
             for thread in set(threading.enumerate()) - threads:

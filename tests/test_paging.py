@@ -366,7 +366,6 @@ MISSING = with_rows(lambda rows: rows[1:])
 PASSING = {
     "a record twice, at first": first(1, REPEATED, ACME),
     "a record missing, at first": first(1, MISSING, ACME),
-    "a record of the whole partner twice, at first": first(1, REPEATED, WHOLE),
     "hours and ends that grow": always(with_rows(grow), ACME),
 }
 LASTING = {
