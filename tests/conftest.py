@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from multiprocessing.dummy import DummyProcess
@@ -178,12 +179,23 @@ def command(*flags: str, constants: Constants = NO_CHANGE, now: str = NOW) -> li
     return [sys.executable, str(ROOT / "tests/driver.py"), now, *changed, "--", *flags]
 
 
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Give signals their handlers back at the end."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test the same environment."""
+def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give each test the same environment, and the tests their signals back."""
     for name in os.environ:
         if name.lower().endswith("_proxy") or name in ("NETRC", "REQUESTS_CA_BUNDLE", "TZ"):
             monkeypatch.delenv(name)
+    with signals_kept():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -258,11 +270,10 @@ def run(
         environ = prepare(**more)
         files = contents(directory)
         threads = set(threading.enumerate())
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         threshold = gc.get_threshold()
         capsys.readouterr()
         moment = datetime.fromisoformat(now.replace("Z", "+00:00"))
-        with monkeypatch.context() as changed:
+        with monkeypatch.context() as changed, signals_kept():
             changed.chdir(directory)
             for name, value in {**QUICK, **constants}.items():
                 changed.setattr(ncp_metrics, name, value)
@@ -271,8 +282,6 @@ def run(
             except SystemExit as end:  # --help, --version
                 status = int(end.code or 0)
             gc.set_threshold(*threshold)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             stand_in.release()
             stdout, stderr = capsys.readouterr()
             for thread in set(threading.enumerate()) - threads:

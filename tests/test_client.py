@@ -34,7 +34,15 @@ from conftest import (
     table,
 )
 from example import SMALL, tenants, usage
-from rafay_simulator import DEFAULT_KEY, PARTNER_KEY, Action, Fault, Request, Simulator
+from rafay_simulator import (
+    DEFAULT_KEY,
+    PARTNER_KEY,
+    Action,
+    Fault,
+    Request,
+    Simulator,
+    organization,
+)
 
 ORGANIZATIONS = path_has("organizations")  # the first request of a run, alone in its list
 ONCE = {"ATTEMPTS": 1}
@@ -288,18 +296,21 @@ def test_threads_may_be_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert_failed(run(), "lower WORKERS")
 
 
-def test_no_more_requests_are_in_flight_than_workers(run: Run) -> None:
+def test_as_many_requests_are_in_flight_as_workers(run: Run) -> None:
     in_flight = []
-    most = []
+    numbers = []
+    three = threading.Barrier(3, timeout=5)
 
     def linger(request: Request) -> None:
         in_flight.append(request)
-        most.append(len(in_flight))
-        time.sleep(0.05)
+        numbers.append(len(in_flight))
+        if "instance_organization_id" in request.query:
+            three.wait()
         in_flight.remove(request)
 
-    run(fault=linger, WORKERS="3")
-    assert max(most) == 3
+    partner = tenants(listed=[organization(id_, id_) for id_ in ("o1", "o2", "o3")])
+    assert run(partner=partner, fault=linger, WORKERS="3").status == 0
+    assert max(numbers) == 3
 
 
 # API keys
