@@ -356,9 +356,9 @@ def split_first(rows: Rows) -> Rows:
     return [*rows, {**rows[0], "start_time": "later"}]
 
 
-def grow(rows: Rows) -> Rows:
-    """Return the rows as they are somewhat later."""
-    return [{**row, "usage": "9h", "end_time": "later"} for row in rows]
+def change_hours(rows: Rows) -> Rows:
+    """Return the rows with other hours and times."""
+    return [{**row, "usage": "9h", "start_time": "1", "end_time": "2"} for row in rows]
 
 
 REPEATED = with_rows(repeat_first)
@@ -366,7 +366,7 @@ MISSING = with_rows(lambda rows: rows[1:])
 PASSING = {
     "a record twice, at first": first(1, REPEATED, ACME),
     "a record missing, at first": first(1, MISSING, ACME),
-    "hours and ends that grow": always(with_rows(grow), ACME),
+    "other hours and times": always(with_rows(change_hours), ACME),
 }
 LASTING = {
     "a record twice": (REPEATED, ACME, "Acme.*id-0.*twice"),
