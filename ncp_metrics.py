@@ -1386,12 +1386,13 @@ def reconcile(client: Client, usage: Usage, whole: Listing) -> None:
     if differing:
         hint = "differs from the partner-wide usage: run it again later, or with --no-reconcile"
         raise Failure(*(f"{each}: {shorten(differing[each])}: {hint}" for each in differing))
-    # If that list is not complete, it proves nothing: there must be no other record beyond it.
-    [beyond] = client.get_pages([Ask(whole, offset=len(records), limit=1)])
-    known = {record.identity for record in records}
-    for record in beyond.rows:
-        if record.identity not in known:
-            raise Failure(f"{whole}: {record} is on none of its pages: run it again later")
+    # A list that is not complete proves nothing. No record may follow, unless offset is ignored:
+    # then the same one follows everywhere.
+    end = len(records)
+    asks = [Ask(whole, offset, limit=1) for offset in (end, end + PAGE_SIZE)]
+    following, further_on = client.get_pages(asks)
+    if following.rows != further_on.rows:
+        raise Failure(f"{whole}: more records than it listed: run it again later")
 
 
 def compare(

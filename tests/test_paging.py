@@ -309,6 +309,25 @@ def test_a_run_fails_or_bills_each_record_that_lasts_once(
         assert (result.status, result.files) == (1, {})
 
 
+def test_an_arrival_during_the_control_hides_no_record_beyond_a_limit_lowered_in_silence(
+    run: Run,
+) -> None:
+    moving = Moving()
+    for _ in range(3):
+        moving.make(Move("compute", "o1", 0))
+    controls = itertools.count()
+
+    def arrive(request: Request) -> None:
+        is_control = COMPUTE(request) and request.query["limit"] == "1"
+        if is_control and next(controls) == 1:
+            moving.make(Move("compute", "o1", 0))
+
+    partner = Partner(moving.organizations, moving.records)
+    behaviour = Behaviour(max_limit=2, echo_limit=False, count="absent")
+    result = run(partner=partner, behaviour=behaviour, fault=arrive, WORKERS="1")
+    assert_failed(result, "compute usage of the whole partner.*: more records than it listed")
+
+
 def test_an_arrival_between_pages_that_are_asked_for_together_hides_no_record(run: Run) -> None:
     moving = Moving()
     for _ in range(25):
