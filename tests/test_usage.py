@@ -107,7 +107,8 @@ def test_names_that_tenants_choose_break_neither_lines_nor_the_terminal(run: Run
     usage before raw    | "GB", "1h", 2, false, "x"       | GB=1.00h       | GB 1.00 0.50
     raw usage, half up  | "GB", "", 2.345, false          | GB=2.35h       | GB 2.35 1.18
     by default          | "GB", "1h"                      | GB=1.00h       | GB 1.00 0.50
-    a million and more  | "GB", "1000001h"                | GB=1000001.00h | GB 1000001.00 500000.50
+    the most            | "GB", "1000000000000000000000h" \
+| GB=1000000000000000000000.00h | GB 1000000000000000000000.00 500000000000000000000.00
     a label             | "GB", "20.59h", 9, true, " 24 " | GB=24          | GB 494.16 247.08
     a label's fraction  | "GB", "0.01h", 9, true, "1.5"   | GB=1.5         | GB 0.015 0.01
     a label of nothing  | "GB", "1h", 9, true, "0"        | GB=0           | GB 0.00 0.00
