@@ -21,8 +21,8 @@ from subprocess import DEVNULL, Popen
 from typing import Any, NamedTuple
 
 import requests
-from example import usage
-from rafay_simulator import Instance, Json, Partner, Simulator, fixed, organization
+from example import fixed, usage
+from rafay_simulator import Instance, Json, Partner, Simulator, organization
 
 START, END = "2026-06-01T00:00:00Z", "2026-07-01T00:00:00Z"
 PROFILES = ["h100-x1", "h100-x8", "a100-x1", "l40s-x1"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rafay_simulator import Json, Partner, fixed, organization
+from rafay_simulator import Json, Partner, Records, organization
 
 NOW = "2026-07-01T00:00:00Z"
 RAW, SORTED = "ncp-metrics-07012026-000000.csv", "ncp-metrics-sorted-07012026-000000.csv"
@@ -35,6 +36,16 @@ def label(name: str, value: Any, hours: str = "1.00h") -> Json:
 def quantity(name: str, hours: str, **more: Any) -> Json:
     """Return a parameter that is metered: its hours are quantity x hours."""
     return {"name": name, "usage": hours, "is_label": False, **more}
+
+
+def fixed(compute: Iterable[Json] = (), service: Iterable[Json] = ()) -> Records:
+    """Return a function that serves records as they are, whatever the range asked for."""
+    given: dict[tuple[str, str | None], list[Json]] = defaultdict(list)
+    for kind, records_of_kind in (("compute", compute), ("service", service)):
+        for record in records_of_kind:
+            given[kind, None].append(record)
+            given[kind, str(record.get("instance_organization_id"))].append(record)
+    return lambda kind, start, end, only: given[kind, only]
 
 
 ACME = organization("o1", "Acme")

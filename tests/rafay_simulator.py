@@ -3,10 +3,13 @@
 `python tests/rafay_simulator.py COMMAND...` runs COMMAND with settings that lead to it. In tests,
 it is a context manager: `with Simulator() as simulator:`.
 
-The first half serves what Rafay's documents and collections describe: organizations, and usage
-by instance. They publish one answer of usage, with one row, and no list of organizations, so more
-than the fields of that row is a guess: pages, counts, metered quantities, every organization. The
-second half is for tests: how a controller may differ from that, and how it and the network fail.
+It answers the two requests of the program. What Rafay has published of them are paths, keys, query
+parameters, and one answer of usage: one row, with the fields of the records below, but no metered
+quantity. That organizations come as `results` with `next` is what independent clients read. All
+else is a guess: the meaning of `count`, pages, errors, the other fields of organizations.
+
+From top to bottom: what it serves, an example, the server. How it misbehaves, at the end, is for
+tests of what nobody has published, and of failing servers and networks.
 """
 
 from __future__ import annotations
@@ -25,8 +28,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
@@ -46,6 +48,7 @@ ORGANIZATIONS_PATH = "/auth/v1/organizations"
 USAGE_PATH = re.compile(
     r"/apis/billing\.envmgmt\.io/v1/metrics/partner/instance/kind/(compute|service)/usage"
 )
+LAST_CHUNK = b"0\r\n\r\n"
 UTC_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?Z")
 
 
@@ -61,7 +64,7 @@ class RefusedError(Exception):
     """A request is answered with an error; the arguments are its status and message."""
 
 
-# The records of a kind (compute or service) in a range, of one organization or of all.
+# Returns the records of a kind (compute or service) in a range, of one organization or of all.
 Records = Callable[[str, datetime, datetime, Optional[str]], list[Json]]
 
 
@@ -85,13 +88,13 @@ class Partner:
         raise RefusedError(404, "not found")
 
     def list_organizations(self, request: Request) -> Json:
-        """Answer with a page of organizations, and the URL of the next one."""
+        """Answer with a page of organizations, and the address of the next one."""
         offset, limit = read_page(request.query)
         end = offset + limit
         url = None
         if end < len(self.organizations):
-            query = {**request.query, "limit": limit, "offset": end}
-            url = f"http://{request.headers['host']}{request.path}?{urlencode(query)}"
+            query = {**request.query, "offset": end}
+            url = f"{request.path}?{urlencode(query)}"
         return {
             "count": len(self.organizations),
             "next": url,
@@ -128,12 +131,12 @@ def require_key(request: Request, header: str, key: str) -> None:
 
 
 def read_page(query: Mapping[str, str]) -> tuple[int, int]:
-    """Return offset and limit; without a limit, the controller gives 10 rows."""
+    """Return offset and limit; without a limit, a page of usage has 10 rows."""
     return int(query.get("offset") or 0), int(query.get("limit") or 10)
 
 
 def read_time(query: Mapping[str, str], name: str) -> datetime:
-    """Return a moment in UTC; fractions of a second are cut off."""
+    """Return a moment in UTC; its answer to milliseconds had whole seconds."""
     match = UTC_TIME.fullmatch(query.get(name, ""))
     if not match:
         raise RefusedError(400, f"invalid {name}")
@@ -170,7 +173,8 @@ class Instance:
 
     def record(self, start: datetime, end: datetime) -> Json:
         """Write the record of its usage in a range."""
-        hours = self.duty * ((end - start) // timedelta(seconds=1)) / 3600
+        seconds = (end - start) // timedelta(seconds=1)
+        hours = self.duty * seconds / 3600
         parameters = []
         for name, value in self.labels.items():
             label = {"name": name, "is_label": True, **metered_hours(hours), "label_value": value}
@@ -182,7 +186,7 @@ class Instance:
 
 
 def metered_hours(hours: Decimal) -> Json:
-    """Write `usage`, half up to 0.01 h, and `raw_usage`."""
+    """Write `usage`, which has two decimals, and `raw_usage`, which is not rounded."""
     usage = hours.quantize(Decimal("0.01"), ROUND_HALF_UP)
     return {"usage": f"{usage}h", "raw_usage": round(float(hours), 6)}
 
@@ -193,7 +197,7 @@ def made_up_id(*names: str) -> str:
 
 
 def metered(compute: Sequence[Instance] = (), service: Sequence[Instance] = ()) -> Records:
-    """Serve what instances used in the range asked for."""
+    """Return a function that meters instances in the range asked for."""
     instances = {"compute": compute, "service": service}
 
     def records(kind: str, start: datetime, end: datetime, only: str | None) -> list[Json]:
@@ -203,29 +207,19 @@ def metered(compute: Sequence[Instance] = (), service: Sequence[Instance] = ()) 
     return records
 
 
-def fixed(compute: Iterable[Json] = (), service: Iterable[Json] = ()) -> Records:
-    """Serve records as they are, whatever the range asked for."""
-    given: dict[tuple[str, str | None], list[Json]] = defaultdict(list)
-    for kind, records_of_kind in (("compute", compute), ("service", service)):
-        for record in records_of_kind:
-            given[kind, None].append(record)
-            given[kind, str(record.get("instance_organization_id"))].append(record)
-    return lambda kind, start, end, only: given[kind, only]
+# An example: a small believable partner
 
-
-# The example: a small believable partner.
-
-# Name, id, the provider's own customer number. Zephyr has no usage, Contoso is not active.
+# Name, id, the provider's own customer number, whether it is active. Zephyr has no usage.
 ORGANIZATIONS = """
-Northwind Labs   | 4kd82ma | 0010042
-acme robotics    | p7w3xq9 |
-Zephyr Analytics | z9n4h6d |
-Fabrikam, Inc.   | 2mv8tzk | CRM-2077
-Électricité Øst  | e5r1l0c |
-Contoso Health   | 8bq6y2s |
-Tailspin Vision  | t6j5g0v |
+Northwind Labs   | 4kd82ma | 0010042  | yes
+acme robotics    | p7w3xq9 |          | yes
+Zephyr Analytics | z9n4h6d |          | yes
+Fabrikam, Inc.   | 2mv8tzk | CRM-2077 | yes
+Électricité Øst  | e5r1l0c |          | yes
+Contoso Health   | 8bq6y2s |          | no
+Tailspin Vision  | t6j5g0v |          | yes
 """
-# Profile, labels; the last profile has the five labels of the answer that Rafay published.
+# Profile, labels; vm-gpu-l40s has the five labels of the answer that Rafay published.
 PROFILES = """
 gpu-h100-x1         | GPU=1, GPU Model=H100
 gpu-h100-x8         | GPU=8, GPU Model=H100
@@ -246,7 +240,29 @@ Northwind Labs  | platform    | cpu-standard-8 | bastion        | 1     | 100
 Contoso Health  | imaging     | gpu-a100-x1    | ct-1           | 0.125 | 800
 acme robotics   | perception  | cpu-standard-8 | label-tool     | 0.375 | 64
 Fabrikam, Inc.  | default     | cpu-standard-8 | license-server | 1     | 40
-Northwind Labs  | research    | gpu-h100-x1    | train-NN       | 0.NN  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-01       | 0.01  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-02       | 0.02  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-03       | 0.03  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-04       | 0.04  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-05       | 0.05  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-06       | 0.06  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-07       | 0.07  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-08       | 0.08  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-09       | 0.09  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-10       | 0.10  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-11       | 0.11  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-12       | 0.12  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-13       | 0.13  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-14       | 0.14  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-15       | 0.15  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-16       | 0.16  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-17       | 0.17  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-18       | 0.18  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-19       | 0.19  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-20       | 0.20  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-21       | 0.21  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-22       | 0.22  | 1200
+Northwind Labs  | research    | gpu-h100-x1    | train-23       | 0.23  | 1200
 Tailspin Vision | development | vm-gpu-l40s    | dev-vm-1       | 0.65  |
 Tailspin Vision | development | vm-gpu-l40s    | dev-vm-2       | 1     |
 """
@@ -260,26 +276,29 @@ Northwind Labs  | research  | notebook-cpu-free   | onboarding      | 0.05  | 5
 
 
 def read_table(text: str) -> list[list[str]]:
-    """Return the cells of a table; a row with NN stands for those from 01 to 23."""
+    """Return the cells of a table."""
     rows = []
     for line in text.strip().splitlines():
-        numbers = range(1, 24) if "NN" in line else [0]
-        for number in numbers:
-            cells = line.replace("NN", f"{number:02}").split("|")
-            rows.append([cell.strip() for cell in cells])
+        rows.append([cell.strip() for cell in line.split("|")])
     return rows
 
 
 def small_partner() -> Partner:
     """Make the example."""
-    ids = {name: id_ for name, id_, _ in read_table(ORGANIZATIONS)}
+    ids = {}
+    organizations = []
+    for name, id_, external_id, active in read_table(ORGANIZATIONS):
+        ids[name] = id_
+        organizations.append(
+            organization(id_, name, active=active == "yes", external_id=external_id)
+        )
     labels = {}
     for profile, text in read_table(PROFILES):
         labels[profile] = dict(label.split("=") for label in text.split(", ") if label)
 
     def read_instances(text: str) -> list[Instance]:
         instances = []
-        for number, cells in enumerate(read_table(text)):
+        for cells in read_table(text):
             name, project, profile, instance, duty, gigabytes = cells
             fields = {
                 "instance_organization_id": ids[name],
@@ -290,75 +309,16 @@ def small_partner() -> Partner:
                 "profile_name": profile,
                 "instance_id": made_up_id(name, project, instance),
                 "instance_name": instance,
-                "created_at": f"2025-{number % 9 + 1:02}-{number % 28 + 1:02}T08:{number:02}:41Z",
+                "created_at": "2025-06-02T08:51:41Z",
             }
             quantities = {"storage_size": gigabytes} if gigabytes else {}
             instances.append(Instance(fields, Decimal(duty), labels[profile], quantities))
         return instances
 
-    organizations = [
-        organization(id_, name, active=name != "Contoso Health", external_id=external_id)
-        for name, id_, external_id in read_table(ORGANIZATIONS)
-    ]
     return Partner(organizations, metered(read_instances(COMPUTE), read_instances(SERVICE)))
 
 
-# How it misbehaves
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """What Rafay's documents leave open."""
-
-    count: Literal["total", "page", "absent"] = "total"
-    max_count: int = 10**9  # no list is counted further than this
-    lag: int = 0  # rows that are not counted yet
-    max_limit: int = 400  # a larger limit is lowered
-    echo_limit: bool = True  # the answer says so
-    honour_offset: bool = True  # of usage
-    honour_filter: bool = True
-
-    def distort_request(self, request: Request) -> Request:
-        """Return what is answered in place of a request."""
-        query = dict(request.query)
-        query["limit"] = str(min(int(query.get("limit") or 10), self.max_limit))
-        if request.path != ORGANIZATIONS_PATH:
-            if not self.honour_offset:
-                query["offset"] = "0"
-            if not self.honour_filter:
-                query["instance_organization_id"] = ""
-        return request._replace(query=query)
-
-    def distort_answer(self, request: Request, answer: Json) -> Json:
-        """Return what is sent in place of an answer."""
-        changed = dict(answer)
-        if "limit" in answer and not self.echo_limit:
-            changed["limit"] = int(request.query["limit"])
-        changed["count"] = max(min(answer["count"], self.max_count) - self.lag, 0)
-        if self.count == "page":
-            rows = answer["instance_usage_data"] if "kind" in answer else answer["results"]
-            changed["count"] = len(rows)
-        if self.count == "absent":
-            del changed["count"]
-        return changed
-
-
-Action = Literal["answer", "reset", "cut-length", "cut-chunked", "bad-gzip", "stall", "stall-body"]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What a request gets in place of its plain answer: an answer, an edit, or broken transport.
-
-    Fault(status=503), Fault(edit=function), Fault("reset"). `edit` takes the plain answer's JSON
-    and returns JSON, or bytes to send as they are.
-    """
-
-    action: Action = "answer"
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    edit: Callable[[Any], Any] | None = None
+# The server
 
 
 class Reply(NamedTuple):
@@ -432,16 +392,9 @@ class Simulator:
         fault = self.fault(request)
         self.closing.wait(self.latency)
         reply = self._reply(request)
-        if not fault:
-            return reply, "answer"
-        if fault.action != "answer":
-            return reply, fault.action
-        if not fault.edit:
-            return Reply(fault.status, fault.headers, fault.body), "answer"
-        edited = fault.edit(json.loads(reply.body))
-        if isinstance(edited, bytes):
-            return reply._replace(body=edited), "answer"
-        return json_reply(200, edited), "answer"
+        if fault:
+            return fault.apply(reply)
+        return reply, "answer"
 
     def _reply(self, request: Request) -> Reply:
         """Return the reply of a controller that behaves as it was told to."""
@@ -494,41 +447,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         query = dict(parse_qsl(target.query, keep_blank_values=True))
         headers = {name.lower(): value for name, value in self.headers.items()}
         reply, action = simulator.serve(Request(target.path, query, headers))
-        if action not in ("reset", "stall"):
-            self._send(reply, action)
-        if action != "answer":
-            self.close_connection = True
-        if action in ("stall", "stall-body"):
-            closing.wait()
-        if action == "reset":  # in place of an orderly end
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.connection.close()
-            self.rfile.close()  # the socket is open for as long as a file on it is
+        if action == "answer":
+            self.send(reply)
+        else:
+            damage(self, reply, action, closing)
 
-    def _send(self, reply: Reply, action: Action) -> None:
-        """Send a reply, or as much of it as the action leaves."""
+    def send(self, reply: Reply, chunked: bool = True, missing: int = 0) -> None:
+        """Send a reply, but for so many bytes at its end; JSON is compressed and in one chunk."""
         body = reply.body
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name, value)
         is_json = "Content-Type" in reply.headers
-        accepted = self.headers.get("Accept-Encoding", "")
-        if is_json and "gzip" in accepted:
+        if is_json and "gzip" in self.headers.get("Accept-Encoding", ""):
             self.send_header("Content-Encoding", "gzip")
-            if action != "bad-gzip":
-                body = gzip.compress(body)
-        if is_json and action != "cut-length":
+            body = gzip.compress(body)
+        if is_json and chunked:
             self.send_header("Transfer-Encoding", "chunked")
-            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+            body = b"%x\r\n%b\r\n" % (len(body), body) + LAST_CHUNK
         else:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if action == "cut-chunked":
-            body = body.removesuffix(b"0\r\n\r\n")
-        if action in ("cut-length", "stall-body"):
-            body = body[: len(body) // 2]
-        self.wfile.write(body)
+        self.wfile.write(body[: len(body) - missing])
         self.wfile.flush()
 
 
@@ -549,6 +489,93 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         status = child.wait()
     return status if status >= 0 else 128 - status
+
+
+# How it misbehaves
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What Rafay's documents leave open."""
+
+    count: Literal["total", "page", "absent"] = "total"
+    max_count: int = 10**9  # no list is counted further than this
+    lag: int = 0  # rows that are not counted yet
+    max_limit: int = 400  # a larger limit is lowered
+    echo_limit: bool = True  # the answer says to what; if not, it says what was asked for
+    honour_offset: bool = True  # of usage
+    honour_filter: bool = True
+
+    def distort_request(self, request: Request) -> Request:
+        """Return what is answered in place of a request."""
+        query = dict(request.query)
+        query["limit"] = str(min(int(query.get("limit") or 10), self.max_limit))
+        if "kind" in request.path:
+            if not self.honour_offset:
+                query["offset"] = "0"
+            if not self.honour_filter:
+                query["instance_organization_id"] = ""
+        return request._replace(query=query)
+
+    def distort_answer(self, request: Request, answer: Json) -> Json:
+        """Return what is sent in place of an answer."""
+        changed = dict(answer)
+        if "limit" in answer and not self.echo_limit:
+            changed["limit"] = int(request.query["limit"])
+        changed["count"] = max(min(answer["count"], self.max_count) - self.lag, 0)
+        if self.count == "page":
+            rows = answer["instance_usage_data"] if "kind" in answer else answer["results"]
+            changed["count"] = len(rows)
+        if self.count == "absent":
+            del changed["count"]
+        return changed
+
+
+Action = Literal["answer", "reset", "cut-length", "cut-chunked", "bad-gzip", "stall", "stall-body"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a request gets in place of its plain answer.
+
+    Fault(status=503, body=b"busy"): another answer. Fault(edit=function): the plain answer's JSON,
+    changed to other JSON or to bytes. Fault("reset"): the plain answer, delivered like that.
+    """
+
+    action: Action = "answer"
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    edit: Callable[[Any], Any] | None = None
+
+    def apply(self, reply: Reply) -> tuple[Reply, Action]:
+        """Return the reply that is sent in place of a plain one, and how."""
+        if self.edit:
+            edited = self.edit(json.loads(reply.body))
+            if not isinstance(edited, bytes):
+                return json_reply(200, edited), "answer"
+            return reply._replace(body=edited), "answer"
+        if self.action == "answer":
+            return Reply(self.status, self.headers, self.body), "answer"
+        return reply, self.action
+
+
+def damage(handler: _Handler, reply: Reply, action: Action, closing: threading.Event) -> None:
+    """Deliver a reply as the action says, if at all, and end the connection."""
+    handler.close_connection = True
+    if action == "bad-gzip":
+        handler.send(reply._replace(headers={"Content-Encoding": "gzip"}))
+    if action == "cut-chunked":
+        handler.send(reply, missing=len(LAST_CHUNK))
+    if action in ("cut-length", "stall-body"):
+        handler.send(reply, chunked=False, missing=1)
+    if action in ("stall", "stall-body"):
+        closing.wait()
+    if action == "reset":  # in place of an orderly end
+        linger = struct.pack("ii", 1, 0)
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        handler.connection.close()
+        handler.rfile.close()  # the socket is open for as long as a file on it is
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from conftest import (
     first,
     path_has,
 )
-from example import tenants, usage
+from example import fixed, tenants, usage
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from rafay_simulator import Behaviour, Fault, Json, Partner, Request, fixed, organization
+from rafay_simulator import Behaviour, Fault, Json, Partner, Request, organization
 
 Rows = list[Json]
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from conftest import Run
-from example import label, quantity, usage
+from example import fixed, label, quantity, usage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rafay_simulator import Partner, fixed, organization
+from rafay_simulator import Partner, organization
 
 BEGINNING, MONTH, NEXT_MONTH, END = -1, 1, 4, 5
 MONTHS = [  # the moments 0 to 4; clocks change in the second one
