@@ -13,7 +13,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -44,12 +44,29 @@ from rafay_simulator import (
     organization,
 )
 
+import ncp_metrics
+
 ORGANIZATIONS = path_has("organizations")  # the first request of a run, alone in its list
 ONCE = {"ATTEMPTS": 1}
 BUSY = Fault(status=503)
 
 
 # Retries
+
+
+@table(
+    "name, value",
+    """
+    tries             | ATTEMPTS            | 6
+    first wait        | BACKOFF_SECONDS     | 0.5
+    longest wait      | RETRY_AFTER_SECONDS | 30.0
+    to connect        | CONNECT_SECONDS     | 10.0
+    of silence        | READ_SECONDS        | 60.0
+    rows of a list    | MAX_ROWS            | 4000000
+    """,
+)
+def test_a_limit_that_tests_change_is_that_of_the_contract(name: str, value: str) -> None:
+    assert str(getattr(ncp_metrics, name)) == value
 
 
 @table(
@@ -76,7 +93,7 @@ def test_a_failure_ends_the_run_only_if_it_lasts(
     run: Run, action: Action, status: str, body: str, reason: str
 ) -> None:
     fault = Fault(action, int(status), body=body.encode())
-    constants = {"READ_SECONDS": 0.3, "CONNECT_SECONDS": 900.0, "ATTEMPTS": 2}
+    constants = {"READ_SECONDS": 0.6, "CONNECT_SECONDS": 900.0, "ATTEMPTS": 2}
     result = run(fault=always(fault), constants=constants)
     assert_failed(result, f"organizations: gave up after 2 attempts.*{reason}")
     assert_billed(run(fault=first(1, fault), constants=constants))
@@ -296,22 +313,24 @@ def test_threads_may_be_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert_failed(run(), "lower WORKERS")
 
 
-def test_as_many_requests_are_in_flight_as_workers(run: Run) -> None:
+@pytest.mark.parametrize(("workers", "number"), [("3", 3), ("", 8)])
+def test_as_many_requests_are_in_flight_as_workers(run: Run, workers: str, number: int) -> None:
     in_flight = []
     numbers = []
-    three = threading.Barrier(3, timeout=5)
+    all_of_them = threading.Barrier(number, timeout=5)
 
     def linger(request: Request) -> None:
         in_flight.append(request)
         numbers.append(len(in_flight))
         if "instance_organization_id" in request.query:
-            three.wait()
-            time.sleep(0.05)  # a fourth one would arrive meanwhile
+            all_of_them.wait()
+            time.sleep(0.05)  # another one would arrive meanwhile
         in_flight.remove(request)
 
-    partner = tenants(listed=[organization(id_, id_) for id_ in ("o1", "o2", "o3")])
-    assert run(partner=partner, fault=linger, WORKERS="3").status == 0
-    assert max(numbers) == 3
+    listed = [organization(str(each), str(each)) for each in range(number)]
+    result = run(partner=tenants(listed=listed), fault=linger, WORKERS=workers)
+    assert result.status == 0
+    assert max(numbers) == number
 
 
 # API keys
@@ -389,19 +408,38 @@ def test_verbose_prints_each_request_that_fails(run: Run, fault: Fault, outcome:
     assert not KEYS.search(result.stderr)
 
 
+Draw = Callable[..., str]
+
+
+@pytest.fixture
+def draw(run: Run, monkeypatch: pytest.MonkeyPatch) -> Draw:
+    """Return a function that runs the program on a terminal, and returns what that shows."""
+
+    def draw(*flags: str, columns: int) -> str:
+        leader, follower = pty.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        busy = Fault(status=503, body=b"overloaded " * 9)
+        constants = {"STEP_SECONDS": 0.05, "BACKOFF_SECONDS": 0.1, "RETRY_AFTER_SECONDS": 0.1}
+        with open(follower, "w", encoding="utf-8") as terminal:
+            monkeypatch.setattr(sys, "stderr", terminal)
+            run(*flags, fault=first(1, busy), latency=0.06, constants=constants, WORKERS="1")
+            terminal.write("END")
+        shown = os.read(leader, 10_000).decode()
+        os.close(leader)
+        return shown.removesuffix("END")
+
+    return draw
+
+
+def test_quiet_draws_no_progress(draw: Draw) -> None:
+    assert draw("--quiet", columns=80) == ""
+
+
 @pytest.mark.parametrize(("columns", "longest"), [(40, 39), (0, 79)])
 def test_progress_stays_on_one_line_of_a_terminal_and_is_cleared(
-    run: Run, monkeypatch: pytest.MonkeyPatch, columns: int, longest: int
+    draw: Draw, columns: int, longest: int
 ) -> None:
-    leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    busy = Fault(status=503, body=b"overloaded " * 9)
-    constants = {"STEP_SECONDS": 0.01, "BACKOFF_SECONDS": 0.1, "RETRY_AFTER_SECONDS": 0.1}
-    with open(follower, "w", encoding="utf-8") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        run(fault=first(1, busy), latency=0.03, constants=constants, WORKERS="1")
-        shown = os.read(leader, 10_000).decode()
-    os.close(leader)
+    shown = draw(columns=columns)
     lines = shown.split("\r\x1b[K")
     assert "0/1: retrying: HTTP 503: overloaded" in shown
     assert "3/8: service usage of Empty (o3)" in shown

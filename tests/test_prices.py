@@ -430,13 +430,6 @@ def test_the_nearest_name_is_looked_up_for_the_first_unknown_ones(run: Run) -> N
     assert ["did you mean" in warning for warning in result.warnings] == [True, False]
 
 
-def test_a_partial_bill_warns_of_no_prices_of_other_organizations(run: Run) -> None:
-    prices = book(VALIDITY, "gpu,,,,1; gpu,Bta,,,2; gpu,Beta,,,2")
-    result = run("--org=Acme", partner=USED, prices=prices)
-    assert result.status == 0
-    assert result.warnings == []
-
-
 # How many there may be
 
 
