@@ -45,7 +45,7 @@ def start(prepare: Prepare, directory: Path) -> Start:
         return Popen(
             program or command(),
             cwd=directory,
-            env=environment(prepare(**more)),
+            env=environment(prepare(**more), measured=False),
             stdout=stdout,
             stderr=PIPE,
             text=True,
