@@ -1278,7 +1278,7 @@ def translate_error(error: Exception, where: str) -> Exception:
     # For a CA bundle that does not exist, requests raises a plain OSError.
     is_of_http = isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError))
     is_of_tls = isinstance(error, requests.exceptions.SSLError)
-    cut_off = isinstance(cause, ssl.SSLEOFError)
+    cut_off = isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
     if not is_of_http or (is_of_tls and not cut_off):
         hint = "is the certificate for this host, and its CA in REQUESTS_CA_BUNDLE?"
         return Failure(f"{where}: TLS failed: {cause}: {hint}")

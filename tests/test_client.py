@@ -73,7 +73,7 @@ def test_a_limit_that_tests_change_is_that_of_the_contract(name: str, value: str
     "action, status, body, reason",
     """
     connection reset     | reset       | 200 |                  | check the network
-    body too short       | cut-length  | 200 |                  | check the network
+    body too short       | cut-length  | 200 |                  | run it again later
     last chunk missing   | cut-chunked | 200 |                  | check the network
     broken gzip          | bad-gzip    | 200 |                  | ContentDecodingError
     no answer            | stall       | 200 |                  | ReadTimeout
