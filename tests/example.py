@@ -48,6 +48,15 @@ def fixed(compute: Iterable[Json] = (), service: Iterable[Json] = ()) -> Records
     return lambda kind, start, end, only: given[kind, only]
 
 
+def book(columns: str, lines: str) -> str:
+    """Return a price book of `gpu,1; vm,2`; blank cells at the end of a line may be left out."""
+    text = columns
+    for line in lines.split("; "):
+        missing = columns.count(",") - line.count(",")
+        text += f"\n{line}{',' * missing}"
+    return text
+
+
 ACME = organization("o1", "Acme")
 BETA = organization("o2", "Beta", active=False)  # what it used is billed all the same
 

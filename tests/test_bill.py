@@ -9,29 +9,21 @@ from operator import itemgetter
 from pathlib import Path
 
 from conftest import Result, Run, table
-from example import BETA, FILES, PRICES, RAW, SORTED, label, quantity, tenants, usage
+from example import BETA, FILES, PRICES, RAW, SORTED, book, label, quantity, tenants, usage
 from rafay_simulator import Json, organization, read_table
 
 JUNE = "2026-06-01T00:00:00Z to 2026-07-01T00:00:00Z (end excluded)"
-COLUMNS = """profile hourly_rate organization dimension effective_from effective_to profile_type
-monthly_rate monthly_minimum""".split()
+COLUMNS = (
+    "profile,hourly_rate,organization,dimension,effective_from,effective_to,profile_type,"
+    "monthly_rate,monthly_minimum"
+)
 USED = tenants(
     usage("o1", "i", "gpu", "10h", parameters=[label("GPU", "2"), quantity("disk", "1200h")]),
     usage("o1", "k", "gpu", "5h"),
     usage("o1", "off", "idle", "0h"),
     usage("o2", "j", "vm", "2h"),
 )
-BASIC = "gpu,1 vm,1 "  # what USED is billed with
-
-
-def book(lines: str) -> str:
-    """Return a price book with lines such as `gpu,1 vm,1`, whose last cells may be left out."""
-    text = ",".join(COLUMNS)
-    for line in lines.split():
-        cells = line.count(",") + 1
-        blank = "," * (len(COLUMNS) - cells)
-        text += f"\n{line}{blank}"
-    return text
+BASIC = "gpu,1; vm,1; "  # what USED is billed with
 
 
 # Files
@@ -78,7 +70,7 @@ def test_the_sorted_file_has_the_lines_of_the_raw_file_in_a_stable_order(run: Ru
     names = {"o2": "Beta", "o1": "BETA", "o3": "alpha"}
     listed = [organization(id_, name) for id_, name in names.items()]
     partner = tenants(*records["compute"], service=records["service"], listed=listed)
-    result = run(partner=partner, prices=book("z,1,,disk a,1,,disk b,1,,disk"))
+    result = run(partner=partner, prices=book(COLUMNS, "z,1,,disk; a,1,,disk; b,1,,disk"))
     assert result.sorted == sorted(result.rows, key=itemgetter("status"))
     assert len(result.sorted) == 16
 
@@ -99,14 +91,14 @@ def test_the_sorted_file_has_the_lines_of_the_raw_file_in_a_stable_order(run: Ru
     a contract        | x,2,Acme               |            | 0 | 4: nobody used instance of x, for
     for a parameter   | x,2,Acme,CPU           |            | 0 | nobody used CPU of x, for Acme
     in a partial bill | x,2,Acme               | --org=Acme | 0 | nobody used instance of x, for
-    like a fee        | x,,Acme,,,,,5 x,1,Acme,month | --month=2026-05 | 0 | nobody used month of x
+    like a fee        | x,,Acme,,,,,5; x,1,Acme,month | --month=2026-05 | 0 | nobody used month of x
     too many hours    | | --from=2026-06-01 --to=2026-06-01T09:00 | 0 | more hours than the period
     """,
 )
 def test_what_may_not_be_billed_is_a_warning_and_status_3_and_what_is_odd_a_warning(
     run: Run, lines: str, flags: str, status: str, warning: str
 ) -> None:
-    result = run(*flags.split(), partner=USED, prices=book(BASIC + lines))
+    result = run(*flags.split(), partner=USED, prices=book(COLUMNS, BASIC + lines))
     [said] = result.warnings
     assert warning in said
     assert result.stdout.endswith(f"\nWarnings: 1, status: {status}\n")
@@ -116,30 +108,30 @@ def test_what_may_not_be_billed_is_a_warning_and_status_3_and_what_is_odd_a_warn
 @table(
     "lines, flags",
     """
-    free or unused    | gpu,0,Acme x,1 x,1,,CPU          |
-    used by some      | gpu,1,,GPU gpu,1,,disk           |
-    used by others    | vm,2,Acme idle,2,Beta            |
-    used by no other  | gpu,1,Beta,CPU                   |
-    with a list price | x,1,Acme x,1                     |
-    of another type   | gpu,1,,CPU,,,service             |
-    not yet in force  | x,1,Acme,,2026-07-01 gpu,1,,CPU,2026-07-01 |
-    no more in force  | x,1,Gamma,,,2026-06-01           |
-    of others         | x,1,Gamma x,1,Beta x,,Beta,,,,,5 | --org=Acme
-    of a month        | x,,Acme,,,,,5                    | --month=2026-05
+    free or unused    | gpu,0,Acme; x,1; x,1,,CPU                   |
+    used by some      | gpu,1,,GPU; gpu,1,,disk                     |
+    used by others    | vm,2,Acme; idle,2,Beta                      |
+    used by no other  | gpu,1,Beta,CPU                              |
+    with a list price | x,1,Acme; x,1                               |
+    of another type   | gpu,1,,CPU,,,service                        |
+    not yet in force  | x,1,Acme,,2026-07-01; gpu,1,,CPU,2026-07-01 |
+    no more in force  | x,1,Gamma,,,2026-06-01                      |
+    of others         | x,1,Gamma; x,1,Beta; x,,Beta,,,,,5          | --org=Acme
+    of a month        | x,,Acme,,,,,5                               | --month=2026-05
     """,
 )
 def test_what_happens_every_month_is_no_warning(run: Run, lines: str, flags: str) -> None:
-    result = run(*flags.split(), partner=USED, prices=book(BASIC + lines))
+    result = run(*flags.split(), partner=USED, prices=book(COLUMNS, BASIC + lines))
     assert (result.status, result.stderr) == (0, "")
 
 
 @table(
     "flags, lines, about",
     """
-    a bill       |           | gpu,1                       | 1, status: 3
-    a check      | --check   | gpu,1 vm,1 x,1,Acme         | 1, status: 0
-    a quiet bill | --quiet   | vm,1 gpu,1,,disk,2026-06-11 | 2, status: 3
-    an invoice   | --invoice | gpu,1 x,1,Acme              | 2, status: 3
+    a bill       |           | gpu,1                        | 1, status: 3
+    a check      | --check   | gpu,1; vm,1; x,1,Acme        | 1, status: 0
+    a quiet bill | --quiet   | vm,1; gpu,1,,disk,2026-06-11 | 2, status: 3
+    an invoice   | --invoice | gpu,1; x,1,Acme              | 2, status: 3
     """,
 )
 def test_the_last_line_of_stderr_is_understood_when_it_is_read_alone(
@@ -147,7 +139,7 @@ def test_the_last_line_of_stderr_is_understood_when_it_is_read_alone(
 ) -> None:
     out = tmp_path.joinpath("two  spaces", "long" * 50, "longer" * 40)
     out.mkdir(parents=True)
-    result = run(*flags.split(), partner=USED, prices=book(lines), OUTPUT_DIR=str(out))
+    result = run(*flags.split(), partner=USED, prices=book(COLUMNS, lines), OUTPUT_DIR=str(out))
     last = result.stderr.splitlines()[-1]
     begin, files = last.split(", files: ")
     assert begin == f"ncp_metrics: warnings: {about}, period: {JUNE}"
@@ -175,7 +167,7 @@ def test_the_summary_adds_up_what_organizations_and_profiles_are_billed(run: Run
         usage("o2", "c", "gpu", "400h"),
         usage("o2", "d", "new", "2h"),
     )
-    result = run(partner=partner, prices=book("gpu,2.5 gpu,1,,disk"), CURRENCY="EUR")
+    result = run(partner=partner, prices=book(COLUMNS, "gpu,2.5; gpu,1,,disk"), CURRENCY="EUR")
     headings = re.findall("(.*?) +Instances +Hours +Amount .EUR.", result.stdout)
     assert headings == ["Organization", "Profile"]
     organizations, profiles = read_tables(result)
@@ -227,13 +219,13 @@ def without(begin: str, result: Result) -> list[str]:
 @table(
     "flags, lines",
     """
-    not all is billed | --days=7               | gpu,1 x,,Acme,,,,,5 x,1
-    with an invoice   | --month=last --invoice | gpu,1 vm,1 x,,Acme,,,,,,5
-    a change of price | --org=Beta             | gpu,1 vm,1 vm,2,,,2026-06-28
+    not all is billed | --days=7               | gpu,1; x,,Acme,,,,,5; x,1
+    with an invoice   | --month=last --invoice | gpu,1; vm,1; x,,Acme,,,,,,5
+    a change of price | --org=Beta             | gpu,1; vm,1; vm,2,,,2026-06-28
     """,
 )
 def test_a_check_is_the_bill_without_its_files(run: Run, flags: str, lines: str) -> None:
-    more = {"partner": USED, "prices": book(lines)}
+    more = {"partner": USED, "prices": book(COLUMNS, lines)}
     bill = run(*flags.split(), **more)
     check = run("--check", *flags.split(), **more)
     assert check.files == {}
@@ -267,7 +259,7 @@ def test_a_check_is_the_bill_without_its_files(run: Run, flags: str, lines: str)
 def test_a_check_lists_prices_in_force_that_nobody_used(
     run: Run, flags: str, line: str, unused: str
 ) -> None:
-    result = run("--check", *flags.split(), partner=USED, prices=book(BASIC + line))
+    result = run("--check", *flags.split(), partner=USED, prices=book(COLUMNS, BASIC + line))
     listed = re.findall("^Nobody used: .*/prices.csv: line (.*)", result.stdout, re.MULTILINE)
     assert len(listed) == bool(unused)
     assert unused in "".join(listed)
@@ -292,9 +284,11 @@ def test_an_invoice_adds_up_the_lines_of_a_tenant_with_one_rate_in_the_sorted_or
         ],
         listed=[BETA, organization("o1", "Acme", external_id="C-1")],
     )
-    prices = """gpu,2.50 gpu,2.5,,,2026-06-16 gpu,2.00,Beta,,2026-06-16 gpu,2.5,,disk notebook,1
-        gold,,Acme,,,,,500 gold,,Acme,,,,,,7 *,,Acme,,,,,,1000"""
-    result = run("--invoice", "--month=last", partner=partner, prices=book(prices))
+    prices = (
+        "gpu,2.50; gpu,2.5,,,2026-06-16; gpu,2.00,Beta,,2026-06-16; gpu,2.5,,disk; notebook,1; "
+        "gold,,Acme,,,,,500; gold,,Acme,,,,,,7; *,,Acme,,,,,,1000"
+    )
+    result = run("--invoice", "--month=last", partner=partner, prices=book(COLUMNS, prices))
     columns = """organization external_id charge profile dimension instances usage_hours
         billing_rate billing_amount currency"""
     cells = itemgetter(*columns.split())
@@ -314,7 +308,7 @@ def test_an_invoice_adds_up_the_lines_of_a_tenant_with_one_rate_in_the_sorted_or
 
 
 def test_the_period_of_an_invoice_is_the_bills_in_its_time_zone(run: Run) -> None:
-    prices = book("gpu,1,,,2026-06-16 gold,,Acme,,,,,5")
+    prices = book(COLUMNS, "gpu,1,,,2026-06-16; gold,,Acme,,,,,5")
     flags = ("--invoice", "--month=2026-06", "--timezone=Europe/Berlin")
     result = run(*flags, partner=USED, prices=prices, now="2026-06-20T10:00:00Z")
     periods = {(row["period_start"], row["period_end"]) for row in result.invoice}

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from conftest import Result, Run, assert_failed, table
-from example import quantity, tenants, usage
+from example import book, quantity, tenants, usage
 
 COLUMNS = (
     "profile,organization,monthly_rate,monthly_minimum,hourly_rate,"
@@ -21,15 +21,6 @@ USED = tenants(usage("o1", "one", "gpu", "10h"))
 def run(run: Run) -> Run:
     """Bill June, unless flags say otherwise."""
     return partial(run, BILLING_MONTH="2026-06", now="2026-07-01T06:00:00Z")
-
-
-def book(lines: str) -> str:
-    """Write a price book; blank cells at the end of a line, after a comma, are left out."""
-    text = COLUMNS
-    for line in lines.split("; "):
-        missing = COLUMNS.count(",") - line.count(",")
-        text += f"\n{line}{',' * missing}"
-    return text
 
 
 def monthly(result: Result) -> str:
@@ -70,7 +61,7 @@ def monthly(result: Result) -> str:
 )
 def test_a_bad_line_is_an_error(run: Run, line: str, error: str) -> None:
     good = "gold,Acme,1; gold,Acme,,1; gold,Acme,,,1; gold,Acme,1,,,2026-06-01"
-    result = run(prices=book(f"{good}; {line}"), TIMEZONE="Europe/Berlin")
+    result = run(prices=book(COLUMNS, f"{good}; {line}"), TIMEZONE="Europe/Berlin")
     assert_failed(result, re.escape("/prices.csv: line 6: "), re.escape(error), status=2)
 
 
@@ -84,7 +75,7 @@ def test_a_bad_line_is_an_error(run: Run, line: str, error: str) -> None:
 def test_a_fee_has_the_decimals_of_the_currency(
     run: Run, currency: str, good: str, bad: str
 ) -> None:
-    prices = book(f"gold,Acme,{good}; gold,Beta,{bad}")
+    prices = book(COLUMNS, f"gold,Acme,{good}; gold,Beta,{bad}")
     assert_failed(run(prices=prices, CURRENCY=currency), f"line 3: .*'{bad}'", status=2)
 
 
@@ -116,14 +107,14 @@ def test_a_fee_has_the_decimals_of_the_currency(
 def test_a_month_costs_fees_and_what_is_missing_to_minimums(
     run: Run, lines: str, paid: str
 ) -> None:
-    assert monthly(run(prices=book(lines), partner=USED)) == paid
+    assert monthly(run(prices=book(COLUMNS, lines), partner=USED)) == paid
 
 
 def test_all_dimensions_types_and_parts_count_for_a_minimum(run: Run) -> None:
     compute = usage("o1", "one", "gpu", "1h", parameters=[quantity("disk", "10h")])
     service = [usage("o1", "two", "gpu", "2h")]
     lines = "gpu,,,,1; gpu,,,,2,,,disk; gpu,,,,3,2026-06-15; gpu,Acme,,100"
-    result = run(prices=book(lines), partner=tenants(compute, service=service))
+    result = run(prices=book(COLUMNS, lines), partner=tenants(compute, service=service))
     # Each of the two parts is metered alike: (1 + 2) x 1 + 10 x 2, and (1 + 2) x 3 + 10 x 2.
     assert monthly(result) == "gpu minimum 48.00"
 
@@ -132,13 +123,13 @@ def test_fees_and_then_minimums_follow_the_usage_of_an_organization(run: Run) ->
     unlisted = usage("o9", "two", "gpu", "1h")
     partner = tenants(usage("o1", "one", "gpu", "1h"), unlisted)
     lines = "gpu,,,,1; gpu,Acme,,50; gold,Acme,5; gold,Beta,5; gold,o9,5"
-    charges = run(prices=book(lines), partner=partner).cells("organization_id", "charge")
+    charges = run(prices=book(COLUMNS, lines), partner=partner).cells("organization_id", "charge")
     assert charges == ["o1 usage", "o1 fee", "o1 minimum", "o2 fee", "o9 usage", "o9 fee"]
 
 
 @pytest.mark.parametrize("line", ["gold,Acme,5", "gold,Acme,,5"])
 def test_fees_and_minimums_have_an_amount_only(run: Run, line: str) -> None:
-    [row] = run(prices=book(line), partner=NOBODY).rows
+    [row] = run(prices=book(COLUMNS, line), partner=NOBODY).rows
     assert row["dimension"] == "month"
     assert row["billing_amount"] == "5.00"
     for column in ("usage_hours", "billing_rate", "instance_id", "profile_type"):
@@ -147,7 +138,7 @@ def test_fees_and_minimums_have_an_amount_only(run: Run, line: str) -> None:
 
 def test_the_summary_tells_fees_and_minimums_from_usage(run: Run) -> None:
     lines = "gpu,,,,1; gpu,Beta,500; gpu,Acme,250; gpu,Acme,,1000"
-    summary = run(prices=book(lines), partner=USED).stdout
+    summary = run(prices=book(COLUMNS, lines), partner=USED).stdout
     assert re.search(r"^Acme \(o1\) +1 +10\.00 +1,250\.00$", summary, re.MULTILINE)
     assert re.search(r"^gpu \(fee\) +0 +0\.00 +750\.00$", summary, re.MULTILINE)
     assert re.search(r"^gpu \(minimum\) +0 +0\.00 +990\.00$", summary, re.MULTILINE)
@@ -170,7 +161,7 @@ def test_a_minimum_billed_in_full_without_any_usage_is_a_warning(
     run: Run, lines: str, warned: str
 ) -> None:
     used = tenants(usage("o1", "one", "free", "0h"), usage("o1", "two", "gpu", "1h"))
-    result = run(prices=book(f"gpu,,,,1; free,,,,0; {lines}"), partner=used)
+    result = run(prices=book(COLUMNS, f"gpu,,,,1; free,,,,0; {lines}"), partner=used)
     assert re.findall(r"line 4: the minimum (\S+) ", result.stderr) == warned.split()
     assert len(result.warnings) == len(warned.split())
     assert result.status == 0
@@ -193,7 +184,7 @@ def test_a_minimum_billed_in_full_without_any_usage_is_a_warning(
 )
 def test_a_fee_is_billed_for_a_calendar_month(run: Run, flags: str, now: str, month: str) -> None:
     moment = f"2026-{now}T00:00:00Z"
-    result = run(*flags.split(), now=moment, prices=book("gold,Acme,1"), partner=NOBODY)
+    result = run(*flags.split(), now=moment, prices=book(COLUMNS, "gold,Acme,1"), partner=NOBODY)
     assert result.status == 0
     assert result.cells("period_start", "period_end") == [month]
 
@@ -212,7 +203,7 @@ def test_a_fee_is_billed_for_a_calendar_month(run: Run, flags: str, now: str, mo
 def test_for_any_other_period_what_is_left_out_is_a_warning(run: Run, flags: str) -> None:
     lines = "gold,Acme,1; old,Acme,2,,,,2025-04-01; *,Beta,,3"
     now = "2026-07-01T00:00:00Z"
-    result = run(*flags.split(), now=now, prices=book(lines), partner=NOBODY)
+    result = run(*flags.split(), now=now, prices=book(COLUMNS, lines), partner=NOBODY)
     assert result.status == 3
     assert result.rows == []
     left_out = re.findall(r"line (\d: no .*): the period is not a cal", result.stderr)
@@ -220,12 +211,12 @@ def test_for_any_other_period_what_is_left_out_is_a_warning(run: Run, flags: str
 
 
 def test_a_partial_bill_does_not_warn_of_other_organizations_fees(run: Run) -> None:
-    prices = book("gold,Acme,1; gold,Beta,1")
+    prices = book(COLUMNS, "gold,Acme,1; gold,Beta,1")
     result = run("--org=Acme", "--days=7", prices=prices, partner=NOBODY)
     assert re.findall(r"line (\d)", result.stderr) == ["2"]
 
 
 def test_fees_never_split_a_period(run: Run) -> None:
-    prices = book("gpu,,,,1; gpu,Acme,1,,,2026-06-01")
+    prices = book(COLUMNS, "gpu,,,,1; gpu,Acme,1,,,2026-06-01")
     result = run("--from=2026-05-15", "--to=2026-06-15", prices=prices, partner=USED)
     assert result.cells("period_start") == ["2026-05-15T00:00:00Z"]

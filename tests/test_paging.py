@@ -69,8 +69,8 @@ def edited(**changes: Any) -> Fault:
     return Fault(edit=lambda answer: {**answer, **changes})
 
 
-ACME = usage_of("o1")
-WHOLE = usage_of(None)
+OF_ACME = usage_of("o1")
+OF_THE_WHOLE = usage_of(None)
 ACME_25 = tenants(*instances(25))
 
 # Requests
@@ -107,7 +107,7 @@ def test_a_page_that_is_not_full_is_the_last(run: Run, number: int, count: Any) 
     partner = tenants(*instances(number))
     result = run(partner=partner, behaviour=behaviour)
     assert_instances(result, number)
-    assert result.asked(ACME) == number // 10 + 1
+    assert result.asked(OF_ACME) == number // 10 + 1
 
 
 @cases("offsets", {"first pages": ["0"], "further pages": ["10", "20"]})
@@ -126,10 +126,10 @@ def test_pages_of_all_lists_are_asked_for_together(run: Run, offsets: list[str])
 
 
 def test_at_most_100_pages_of_a_list_are_asked_for_together(run: Run) -> None:
-    absurd = always(edited(count=10**30), ACME)
+    absurd = always(edited(count=10**30), OF_ACME)
     result = run(partner=ACME_25, fault=absurd)
     assert_failed(result, "compute usage of Acme.*: 25 of 10+ counted")
-    assert result.asked(ACME) == 2 * (1 + 100)
+    assert result.asked(OF_ACME) == 2 * (1 + 100)
 
 
 def test_a_list_has_a_limited_number_of_rows(run: Run) -> None:
@@ -205,7 +205,7 @@ def test_a_list_is_read_twice_and_then_an_error(run: Run) -> None:
     partner = tenants(*instances(10_000))
     result = run(partner=partner, behaviour=OFFSET_IGNORED)
     assert_failed(result, r"compute usage of Acme.*instance 0 \(id-0\) .*, twice.*offset")
-    limits = [request.query["limit"] for request in result.requests if ACME(request)]
+    limits = [request.query["limit"] for request in result.requests if OF_ACME(request)]
     assert list(dict.fromkeys(limits)) == ["400", "10000"]
 
 
@@ -379,16 +379,16 @@ def change_hours(rows: Rows) -> Rows:
 REPEATED = with_rows(repeat_first)
 MISSING = with_rows(lambda rows: rows[1:])
 PASSING = {
-    "a record twice, at first": first(1, REPEATED, ACME),
-    "a record missing, at first": first(1, MISSING, ACME),
-    "other hours and times": always(with_rows(change_hours), ACME),
+    "a record twice, at first": first(1, REPEATED, OF_ACME),
+    "a record missing, at first": first(1, MISSING, OF_ACME),
+    "other hours and times": always(with_rows(change_hours), OF_ACME),
 }
 LASTING = {
-    "a record twice": (REPEATED, ACME, "Acme.*id-0.*twice"),
-    "a record missing": (MISSING, ACME, "compute usage of Acme.*: id-0: differs"),
-    "a record of the whole partner twice": (REPEATED, WHOLE, "whole partner.*id-0.*twice"),
-    "a record that the whole partner lacks": (MISSING, WHOLE, "Acme.*: id-0: differs"),
-    "two records in place of one": (with_rows(split_first), WHOLE, "Acme.*: id-0: differs"),
+    "a record twice": (REPEATED, OF_ACME, "Acme.*id-0.*twice"),
+    "a record missing": (MISSING, OF_ACME, "compute usage of Acme.*: id-0: differs"),
+    "a record of the whole partner twice": (REPEATED, OF_THE_WHOLE, "whole partner.*id-0.*twice"),
+    "a record that the whole partner lacks": (MISSING, OF_THE_WHOLE, "Acme.*: id-0: differs"),
+    "two records in place of one": (with_rows(split_first), OF_THE_WHOLE, "Acme.*: id-0: differs"),
 }
 
 
@@ -433,7 +433,7 @@ WITH_UNLISTED = tenants(*UNLISTED, *instances(1), service=UNLISTED[:1])
 def test_usage_of_unlisted_organizations_is_billed_last_with_warnings(run: Run) -> None:
     result = run(partner=WITH_UNLISTED)
     assert result.status == 0
-    assert result.asked(WHOLE) == 1
+    assert result.asked(OF_THE_WHOLE) == 1
     billed = result.cells("organization", "instance")
     assert billed == ["Acme 0", "o8 old", "Gone, Inc. lab", "Gone, Inc. lab"]
     old, gone = result.warnings

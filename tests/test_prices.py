@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Run, assert_failed, cases, path_has, table
-from example import ACME, BETA, quantity, tenants, usage
+from example import ACME, BETA, book, quantity, tenants, usage
 from rafay_simulator import Instance, Json, Partner, metered, organization
 
 PLAIN = "profile,hourly_rate"
@@ -20,11 +20,6 @@ EVERY_COLUMN = (
     "profile,hourly_rate,organization,profile_type,dimension,effective_from,effective_to,currency"
 )
 USED = tenants(usage("o1", "one", "gpu", "1h"))
-
-
-def book(columns: str, lines: str) -> str:
-    """Write a price book; its lines, from line 2 on, are given with semicolons in between."""
-    return "\n".join([columns, *lines.split("; ")])
 
 
 # What it may say
