@@ -95,7 +95,7 @@ def test_the_shipped_book_explains_each_of_its_columns() -> None:
 def test_the_usual_prices_are_valid(run: Run) -> None:
     names = ("acme robotics", "Fabrikam, Inc.")
     partner = tenants(listed=[organization(name, name) for name in names])
-    result = run("--month=last", prices=block("The usual cases", "csv"), partner=partner)
+    result = run("--month=last", prices=block("Usual cases", "csv"), partner=partner)
     assert result.cells("profile", "billing_amount") == [
         "gpu-h100-x8 21888.00",
         "support-gold 500.00",
