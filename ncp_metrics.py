@@ -1154,8 +1154,6 @@ class Client:
         self.priced_names = priced_names  # of the parameters that a price of the book is for
         self.screen = screen
         self.retrying: dict[Ask, str] = {}  # why they are tried again
-        self.asked = 0  # pages, in this round
-        self.received = 0  # of these
         self.local = threading.local()  # holds each thread's session
         try:
             # Its threads are daemons: they hold up neither a signal nor the end of the run.
@@ -1166,7 +1164,7 @@ class Client:
     def get_pages(self, asks: Sequence[Ask]) -> Iterator[Page]:
         """Yield the pages in the order asked for; raises Failure."""
         self.asked = len(asks)
-        self.received = 0
+        self.received = 0  # of these pages
         fetching: list[Any] = []
         for ask in asks:
             fetching.append((ask, self.pool.apply_async(self._fetch, (ask,))))
@@ -1985,7 +1983,7 @@ def main(
         handle_signals(ignore_signal)
         return status
     except Stopped as stopped:
-        number = stopped.args[0]
+        [number] = stopped.args
         screen.report("error", [f"stopped by {number.name}: no file was written"])
         return int(128 + number)
     finally:
