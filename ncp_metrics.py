@@ -27,10 +27,10 @@ import json
 import multiprocessing.pool
 import os
 import re
+import secrets
 import shutil
 import ssl
 import sys
-import tempfile
 import threading
 import time
 import unicodedata
@@ -1782,24 +1782,24 @@ def write_lines(bill: Bill, raw: TextIO, in_order: TextIO, invoice: TextIO) -> N
 def write_files(bill: Bill, now: datetime) -> list[Path]:
     """Write all files, or none; return their paths; raises Failure."""
     directory = bill.settings.output_dir
+    private = directory / f".ncp-metrics-{secrets.token_hex(8)}"
+    names = [private / name for name in FILE_NAMES]
+    create = partial(open, mode="x+", encoding="utf-8", newline="\n")
     try:
-        private = Path(tempfile.mkdtemp(prefix=".ncp-metrics-", dir=directory))
-        create = partial(open, mode="x+", encoding="utf-8", newline="\n")
-        try:
-            names = [private / name for name in FILE_NAMES]
-            with create(names[0]) as raw, create(names[1]) as in_order, create(names[2]) as invoice:
-                write_lines(bill, raw, in_order, invoice)
-                for file in (raw, in_order, invoice):
-                    file.flush()
-                    os.fsync(file.fileno())
-            if not bill.settings.invoice:  # it was begun in any case
-                del names[2]
-            handle_signals(ignore_signal)  # from here on, they change neither files nor status
-            return publish(names, directory, now)
-        finally:
-            shutil.rmtree(private, ignore_errors=True)
+        private.mkdir(mode=0o700)
+        with create(names[0]) as raw, create(names[1]) as in_order, create(names[2]) as invoice:
+            write_lines(bill, raw, in_order, invoice)
+            for file in (raw, in_order, invoice):
+                file.flush()
+                os.fsync(file.fileno())
+        if not bill.settings.invoice:  # it was begun in any case
+            del names[2]
+        handle_signals(ignore_signal)  # from here on, they change neither files nor status
+        return publish(names, directory, now)
     except OSError as error:
         raise Failure(f"cannot write to {directory}: {error.strerror}: no file written") from None
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
 
 
 def publish(files: Sequence[Path], directory: Path, now: datetime) -> list[Path]:
