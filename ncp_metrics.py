@@ -1786,7 +1786,7 @@ def write_files(bill: Bill, now: datetime) -> list[Path]:
     names = [private / name for name in FILE_NAMES]
     create = partial(open, mode="x+", encoding="utf-8", newline="\n")
     try:
-        private.mkdir(mode=0o700)
+        os.mkdir(private, 0o700)
         with create(names[0]) as raw, create(names[1]) as in_order, create(names[2]) as invoice:
             write_lines(bill, raw, in_order, invoice)
             for file in (raw, in_order, invoice):
